@@ -1,0 +1,233 @@
+// The attention pass, common to all instruction sets: block-wise online softmax over pages (docs/algorithm.md section 7).
+// Included by each kernels_<isa>.cc, which provides the trait class Isa; everything here has internal linkage, since each file is
+// compiled with its own instruction-set flags and must not share inline code with the others.
+//
+// One page, all rows: masks; unpack keys once; for four rows at a time integer scores and softmax weights; unpack values once;
+// integer accumulation; one fp32 fold per row and page.
+//
+// A cell is removed (mask -inf, or past end_cell) by selection, never by arithmetic: NaN or Inf norms of removed cells cannot leak.
+#ifndef KVT_CPU_ATTEND_LOOP_H
+#define KVT_CPU_ATTEND_LOOP_H
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+
+#include "cpu/attend_scratch.h"
+#include "format/half.h"
+#include "format/rotation_tables.h"
+
+namespace kvt::cpu {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+inline unsigned row_count(const AttendBlock& b) { return b.n_queries * b.n_group; }
+
+inline const float* query_row(const AttendBlock& b, unsigned row) {
+  return reinterpret_cast<const float*>(b.q + row / b.n_group * b.q_query_stride + row % b.n_group * b.q_head_stride);
+}
+
+// int8 image of a rotated query: q8 = round(v / unit), ties to even, with two bounds that keep every kernel exact in int16:
+// |q8| <= 127, and the |q8| of the eight dims that share an int16 lane add up to at most 254 + 8 * 0.5 = 258 (kLanes below).
+// Returns unit; 0 for a zero query.
+template <bool kBoundLanes>
+float quantise_query(const float* v, unsigned d, int8_t* q8, int32_t* sum) {
+  float largest = 0;
+  for (unsigned i = 0; i < d; ++i) largest = std::fabs(v[i]) > largest ? std::fabs(v[i]) : largest;
+  float unit = largest / 127.0f;
+  if constexpr (kBoundLanes) {
+    for (unsigned base = 0; base < d; base += 16) {
+      float lane[2] = {};
+      for (unsigned i = 0; i < 16; ++i) lane[i / 2 % 2] += std::fabs(v[base + i]);
+      for (float total : lane) unit = total / 254.0f > unit ? total / 254.0f : unit;
+    }
+  }
+  const float inverse = unit > 0 ? 1.0f / unit : 0.0f;
+  int32_t total = 0;
+  for (unsigned i = 0; i < d; ++i) {
+    const float scaled = std::nearbyint(v[i] * inverse);
+    // Written so that a NaN query gives 0 here; its factor below carries the NaN.
+    const int q = scaled >= -127.0f ? (scaled <= 127.0f ? static_cast<int>(scaled) : 127) : (scaled < -127.0f ? -127 : 0);
+    q8[i] = static_cast<int8_t>(q);
+    total += q;
+  }
+  *sum = total;
+  return unit;
+}
+
+// NaN if v holds a value that is not finite, else 0: added to factors so that such a query gives NaN, as in fp16.
+inline float poison_of(const float* v, unsigned d) {
+  float sum = 0;
+  for (unsigned i = 0; i < d; ++i) sum += v[i] * 0.0f;
+  return sum;
+}
+
+template <class Isa>
+void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
+  const unsigned d = b.key->head_dim;
+  const float root_d = std::sqrt(static_cast<float>(d));
+  const float score_scale = b.softcap > 0 ? b.scale / b.softcap : b.scale;
+  for (unsigned row = 0; row < row_count(b); ++row) {
+    alignas(64) float v[kMaxHeadDim];
+    std::memcpy(v, query_row(b, row), d * sizeof(float));
+    const float poison = poison_of(v, d);
+    Isa::rotate_forward(kSignsRotation, d, v);  // sqrt(d) * R q
+    int32_t sum;
+    const float unit = quantise_query<true>(v, d, s.query + size_t{row} * d, &sum);
+    // <q, k> = (n / sqrt(d)) * step * <L, R q>
+    s.query_factor[row] = score_scale * b.key->table->step * unit / static_cast<float>(d) + poison;
+    s.query_offset[row] = kLevelOffset * sum;
+    if (b.key->has_residual) {
+      Isa::rotate_forward(kSignsSketch, d, v);  // d * S R q
+      const float sketch_unit = quantise_query<false>(v, d, s.sketch_query + size_t{row} * d, &s.sketch_sum[row]);
+      // r * sqrt(pi/2) / sqrt(d) * <s, S R q>
+      s.sketch_factor[row] = score_scale * std::sqrt(std::numbers::pi_v<float> / 2) / root_d * sketch_unit / static_cast<float>(d);
+    }
+  }
+}
+
+// Additive masks of one page. Returns false if no row sees any cell of the page.
+template <class Isa>
+bool page_masks(const AttendBlock& b, unsigned first, unsigned n, float* mask) {
+  const unsigned rows = b.mask_head_stride != 0 ? row_count(b) : b.n_queries;
+  bool any = false;
+  for (unsigned i = 0; i < rows; ++i) {
+    float* to = mask + size_t{i} * 64;
+    if (b.mask == nullptr) {
+      for (unsigned t = 0; t < 64; ++t) to[t] = t < n ? 0.0f : kMinusInfinity;
+      any = any || n > 0;
+      continue;
+    }
+    const unsigned query = b.mask_head_stride != 0 ? i / b.n_group : i, head = b.mask_head_stride != 0 ? i % b.n_group : 0;
+    const uint8_t* from = b.mask + query * b.mask_query_stride + head * b.mask_head_stride + size_t{first} * 2;
+    any = Isa::load_mask(from, n, to) || any;
+  }
+  return any;
+}
+
+inline const float* mask_of_row(const AttendBlock& b, const float* mask, unsigned row) {
+  return mask + size_t{b.mask_head_stride != 0 ? row : row / b.n_group} * 64;
+}
+
+inline float slope_of_row(const AttendBlock& b, unsigned row) { return b.slopes != nullptr ? b.slopes[row % b.n_group] : 1.0f; }
+
+inline void apply_softcap(float softcap, float* score) {
+  for (unsigned t = 0; t < 64; ++t) score[t] = softcap * std::tanh(score[t]);
+}
+
+inline void load_norms(const uint8_t* halves, float* to) {
+  for (unsigned t = 0; t < 64; ++t) to[t] = half_to_float(static_cast<uint16_t>(halves[2 * t] | halves[2 * t + 1] << 8));
+}
+
+inline void clear_state(const AttendBlock& b) {
+  for (unsigned row = 0; row < row_count(b); ++row) {
+    b.row_max[row] = kMinusInfinity;
+    b.row_sum[row] = 0;
+  }
+  std::memset(b.acc, 0, size_t{row_count(b)} * b.value->head_dim * sizeof(float));
+}
+
+template <class Isa>
+void attend_codes(const AttendBlock& b) {
+  ScratchArena arena(b.scratch);
+  const SoftmaxScratch soft(arena);
+  const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
+  const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
+  prepare_code_queries<Isa>(b, code);
+  clear_state(b);
+  for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
+    const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
+    if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
+    const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
+    const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
+    Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
+    Isa::load_norms(k_page + b.key->norm_offset, soft.key_norm);
+    if (b.key->has_residual) Isa::load_norms(k_page + b.key->residual_offset, soft.residual);
+    Isa::load_norms(v_page + b.value->norm_offset, soft.value_norm);
+    Isa::unpack_keys(*b.key, k_page, code.key, code.sign);
+    for (unsigned row = 0; row < rows; row += 4) {
+      const unsigned block = rows - row < 4 ? rows - row : 4;
+      Isa::dot_keys(code.key, code.query + size_t{row} * d_k, block, d_k, code.sum);
+      if (b.key->has_residual) Isa::dot_signs(code.sign, code.sketch_query + size_t{row} * d_k, block, d_k, code.sum + 4 * 64);
+      for (unsigned i = 0; i < block; ++i) {
+        const unsigned r = row + i;
+        float* score = soft.score + size_t{i} * 64;
+        Isa::scale_scores(code.sum + i * 64, code.query_offset[r], code.query_factor[r], soft.key_norm, score);
+        if (b.key->has_residual) {
+          Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
+        }
+        if (b.softcap > 0) apply_softcap(b.softcap, score);
+        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
+        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], score);
+        soft.weight_unit[r] = Isa::quantise_weights(score, soft.value_norm, soft.weight + size_t{r} * 64);
+      }
+    }
+    Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
+    Isa::unpack_values(*b.value, v_page, code.value);
+    for (unsigned row = 0; row < rows; row += 4) {
+      const unsigned block = rows - row < 4 ? rows - row : 4;
+      Isa::accumulate_values(code.value, soft.weight + size_t{row} * 64, block, d_v, soft.rescale + row, soft.weight_unit + row,
+                             b.acc + size_t{row} * d_v);
+    }
+  }
+}
+
+template <class Isa>
+void attend_halves(const AttendBlock& b) {
+  ScratchArena arena(b.scratch);
+  const SoftmaxScratch soft(arena);
+  const HalfScratch half(arena, b.key->head_dim, b.value->head_dim);
+  const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
+  const float score_scale = b.softcap > 0 ? b.scale / b.softcap : b.scale;
+  for (unsigned row = 0; row < rows; ++row) {
+    const float* q = query_row(b, row);
+    for (unsigned i = 0; i < d_k; ++i) half.query[size_t{row} * d_k + i] = q[i] * score_scale;
+  }
+  clear_state(b);
+  for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
+    const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
+    if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
+    const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
+    const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
+    Isa::halves_to_floats(k_page, n * d_k, half.key);
+    for (unsigned row = 0; row < rows; row += 4) {
+      const unsigned block = rows - row < 4 ? rows - row : 4;
+      Isa::dot_rows(half.key, n, half.query + size_t{row} * d_k, block, d_k, soft.score);
+      for (unsigned i = 0; i < block; ++i) {
+        const unsigned r = row + i;
+        float* score = soft.score + size_t{i} * 64;
+        if (b.softcap > 0) apply_softcap(b.softcap, score);
+        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
+        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
+      }
+    }
+    Isa::halves_to_floats(v_page, n * d_v, half.value);
+    for (unsigned row = 0; row < rows; row += 4) {
+      const unsigned block = rows - row < 4 ? rows - row : 4;
+      Isa::accumulate_rows(half.value, n, soft.probability + size_t{row} * 64, block, d_v, soft.rescale + row, b.acc + size_t{row} * d_v);
+    }
+  }
+}
+
+template <class Isa>
+void attend(const AttendBlock& block) {
+  block.key->codec == KVT_CODEC_F16 ? attend_halves<Isa>(block) : attend_codes<Isa>(block);
+}
+
+template <class Isa>
+void finish_row(const SideLayout& value, float* acc, float denominator, float* out) {
+  const unsigned d = value.head_dim;
+  float factor = denominator != 0 ? 1.0f / denominator : 0.0f;
+  if (value.codec != KVT_CODEC_F16) {
+    factor *= value.table->step / static_cast<float>(d);  // step / sqrt(d) of the values, 1 / sqrt(d) of R^T
+    Isa::rotate_backward(kSignsRotation, d, acc);
+  }
+  for (unsigned i = 0; i < d; ++i) out[i] = acc[i] * factor;
+}
+
+}  // namespace
+}  // namespace kvt::cpu
+
+#endif

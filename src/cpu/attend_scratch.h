@@ -1,0 +1,92 @@
+// Scratch of one attention pass, carved from AttendBlock::scratch. Sizes are upper bounds for kMaxRows rows.
+#ifndef KVT_CPU_ATTEND_SCRATCH_H
+#define KVT_CPU_ATTEND_SCRATCH_H
+
+#include "cpu/kernel_table.h"
+
+namespace kvt::cpu {
+
+// Hands out 64-byte aligned arrays; with a null base it only adds up the size.
+class ScratchArena {
+ public:
+  explicit ScratchArena(uint8_t* base) : base_(base) {}
+  template <class T>
+  T* take(size_t n) {
+    T* p = base_ != nullptr ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (n * sizeof(T) + 63) / 64 * 64;
+    return p;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uint8_t* base_;
+  size_t used_ = 0;
+};
+
+// Arrays that every codec needs.
+struct SoftmaxScratch {
+  float* mask;         // [kMaxRows][64] additive mask of the page, one row a query or, with head strides, one a query row
+  float* key_norm;     // [64]
+  float* residual;     // [64]
+  float* value_norm;   // [64]
+  float* score;        // [4][64] of the rows in flight
+  float* probability;  // [kMaxRows][64], f16 only
+  float* rescale;      // [kMaxRows] factor of the old accumulator
+  float* weight_unit;  // [kMaxRows] value of one weight step
+  uint8_t* weight;     // [kMaxRows][64] softmax weight * value norm, 0..127
+
+  explicit SoftmaxScratch(ScratchArena& arena)
+      : mask(arena.take<float>(size_t{kMaxRows} * 64)),
+        key_norm(arena.take<float>(64)),
+        residual(arena.take<float>(64)),
+        value_norm(arena.take<float>(64)),
+        score(arena.take<float>(4 * 64)),
+        probability(arena.take<float>(size_t{kMaxRows} * 64)),
+        rescale(arena.take<float>(kMaxRows)),
+        weight_unit(arena.take<float>(kMaxRows)),
+        weight(arena.take<uint8_t>(size_t{kMaxRows} * 64)) {}
+};
+
+// Compressed codecs: everything is int8.
+struct CodeScratch {
+  int8_t* query;          // [kMaxRows][head_dim_k] R q / unit
+  int8_t* sketch_query;   // [kMaxRows][head_dim_k] S R q / unit
+  float* query_factor;    // [kMaxRows] score = query_factor * norm * sum
+  float* sketch_factor;   // [kMaxRows]
+  int32_t* query_offset;  // [kMaxRows] kLevelOffset * sum of query
+  int32_t* sketch_sum;    // [kMaxRows] sum of sketch_query
+  uint8_t* key;           // [4 tiles][head_dim_k / 4][16 tokens][4 dims] level + kLevelOffset
+  uint8_t* sign;          // the same order, 1 = negative
+  int8_t* value;          // [16 quads][head_dim_v][4 tokens] level
+  int32_t* sum;           // [2][4][64] integer scores of the rows in flight
+
+  CodeScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
+      : query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
+        sketch_query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
+        query_factor(arena.take<float>(kMaxRows)),
+        sketch_factor(arena.take<float>(kMaxRows)),
+        query_offset(arena.take<int32_t>(kMaxRows)),
+        sketch_sum(arena.take<int32_t>(kMaxRows)),
+        key(arena.take<uint8_t>(size_t{64} * d_k)),
+        sign(arena.take<uint8_t>(size_t{64} * d_k)),
+        value(arena.take<int8_t>(size_t{64} * d_v)),
+        sum(arena.take<int32_t>(2 * 4 * 64)) {}
+};
+
+// f16: everything is fp32.
+struct HalfScratch {
+  float* query;  // [kMaxRows][head_dim_k], scaled
+  float* key;    // [64][head_dim_k]
+  float* value;  // [64][head_dim_v]
+
+  HalfScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
+      : query(arena.take<float>(size_t{kMaxRows} * d_k)),
+        key(arena.take<float>(size_t{64} * d_k)),
+        value(arena.take<float>(size_t{64} * d_v)) {}
+};
+
+inline constexpr int kLevelOffset = 64;  // makes levels unsigned for the u8 x s8 products
+
+}  // namespace kvt::cpu
+
+#endif

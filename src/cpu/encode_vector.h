@@ -1,0 +1,233 @@
+// Encoder and rotation in vectors of N floats: the bytes of reference::encode_row for any N, since each fp32 operation happens on
+// the same operands in the same order (format.md section 5); only lanes run side by side.
+// Included by kernels_<isa>.cc; internal linkage for the reason given in attend_loop.h. Uses the GCC/clang vector extensions, so
+// one text serves every instruction set.
+#ifndef KVT_CPU_ENCODE_VECTOR_H
+#define KVT_CPU_ENCODE_VECTOR_H
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "format/half.h"
+#include "format/page_layout.h"
+#include "format/rotation_tables.h"
+
+namespace kvt::cpu {
+namespace {
+
+template <unsigned N>
+struct VectorOf {
+  typedef float F __attribute__((vector_size(N * sizeof(float))));
+  typedef int32_t I __attribute__((vector_size(N * sizeof(int32_t))));
+};
+
+struct SignMasks {
+  alignas(64) uint32_t bits[kMaxHeadDim];  // the fp32 sign bit where a coordinate is negated
+  constexpr explicit SignMasks(const SignTable& signs) : bits{} {
+    for (unsigned i = 0; i < kMaxHeadDim; ++i) bits[i] = sign_bit(signs, i) ? 0x80000000u : 0u;
+  }
+};
+constexpr SignMasks kMasksRotation(kSignsRotation);
+constexpr SignMasks kMasksSketch(kSignsSketch);
+inline const SignMasks& masks_of(const SignTable& signs) { return &signs == &kSignsSketch ? kMasksSketch : kMasksRotation; }
+
+template <unsigned N>
+class VectorCoder {
+  using F = typename VectorOf<N>::F;
+  using I = typename VectorOf<N>::I;
+  static constexpr unsigned kMaxVectors = kMaxHeadDim / N;
+  using Lanes = std::make_index_sequence<N>;
+
+ public:
+  static void rotate_forward(const SignTable& signs, unsigned d, float* v) {
+    F x[kMaxVectors];
+    read_row(v, d, x);
+    flip(masks_of(signs), d, x);
+    transform(d, x);
+    write_row(x, d, v);
+  }
+  static void rotate_backward(const SignTable& signs, unsigned d, float* v) {
+    F x[kMaxVectors];
+    read_row(v, d, x);
+    transform(d, x);
+    flip(masks_of(signs), d, x);
+    write_row(x, d, v);
+  }
+
+  static void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
+    if (layout.codec == KVT_CODEC_F16) return encode_f16(layout, x, page, slot);
+    layout.table->bits == 3 ? encode<3>(layout, *layout.table, x, page, slot) : encode<4>(layout, *layout.table, x, page, slot);
+  }
+
+ private:
+  static void read_row(const float* from, unsigned d, F* to) { std::memcpy(to, from, d * sizeof(float)); }
+  static void write_row(const F* from, unsigned d, float* to) { std::memcpy(to, from, d * sizeof(float)); }
+
+  static void flip(const SignMasks& masks, unsigned d, F* x) {
+    for (unsigned i = 0; i < d / N; ++i) {
+      I bits;
+      std::memcpy(&bits, masks.bits + i * N, sizeof bits);
+      x[i] = reinterpret_cast<F>(reinterpret_cast<I>(x[i]) ^ bits);
+    }
+  }
+
+  // Lanes l and l ^ Distance -> (a + b, a - b); the second as b' + (-a') with the lanes exchanged, which rounds alike.
+  template <unsigned Distance, size_t... L>
+  static F butterfly(F x, std::index_sequence<L...>) {
+    const F exchanged = __builtin_shufflevector(x, x, static_cast<int>(L ^ Distance)...);
+    const I negate = {((L & Distance) ? static_cast<int32_t>(0x80000000u) : 0)...};
+    return exchanged + reinterpret_cast<F>(reinterpret_cast<I>(x) ^ negate);
+  }
+  template <unsigned Distance, size_t... L>
+  static F add_at_distance(F x, std::index_sequence<L...>) {
+    return x + __builtin_shufflevector(x, x, static_cast<int>((L + Distance) % N)...);
+  }
+
+  static void transform(unsigned d, F* x) {
+    const unsigned p = power_of_two_part(d), m = d / p, n = d / N;
+    for (unsigned i = 0; i < n; ++i) {
+      F v = butterfly<1>(x[i], Lanes{});
+      v = butterfly<2>(v, Lanes{});
+      if constexpr (N > 4) v = butterfly<4>(v, Lanes{});
+      if constexpr (N > 8) v = butterfly<8>(v, Lanes{});
+      x[i] = v;
+    }
+    for (unsigned distance = 1; distance < p / N; distance *= 2) {
+      for (unsigned base = 0; base < n; base += 2 * distance) {
+        for (unsigned i = base; i < base + distance; ++i) {
+          const F a = x[i], b = x[i + distance];
+          x[i] = a + b;
+          x[i + distance] = a - b;
+        }
+      }
+    }
+    if (m > 1) hartley(m, p / N, x);
+  }
+
+  static void hartley(unsigned m, unsigned run, F* x) {
+    const float* entries = hartley_entries(m);
+    for (unsigned b = 0; b < run; ++b) {
+      F column[7];
+      for (unsigned a = 0; a < m; ++a) column[a] = x[a * run + b];
+      for (unsigned a = 0; a < m; ++a) {
+        F sum = column[0];
+        for (unsigned k = 1; k < m; ++k) sum += entries[a * k % m] * column[k];
+        x[a * run + b] = sum;
+      }
+    }
+  }
+
+  static float ordered_dot(const F* a, const F* b, unsigned d) {
+    F lane[16 / N] = {};
+    for (unsigned i = 0; i < d / N; ++i) lane[i % (16 / N)] += a[i] * b[i];
+    if constexpr (N == 4) {
+      lane[0] += lane[2];
+      lane[1] += lane[3];
+    }
+    if constexpr (N <= 8) lane[0] += lane[1];
+    F sum = lane[0];
+    if constexpr (N > 8) sum = add_at_distance<8>(sum, Lanes{});
+    if constexpr (N > 4) sum = add_at_distance<4>(sum, Lanes{});
+    sum = add_at_distance<2>(sum, Lanes{});
+    sum = add_at_distance<1>(sum, Lanes{});
+    return sum[0];
+  }
+
+  static void store_half(uint8_t* to, uint16_t h) { std::memcpy(to, &h, sizeof h); }  // little-endian machines only use this file
+  static uint16_t stored_norm(float n) { return float_to_half(n < kHalfMax ? n : kHalfMax); }
+
+  template <unsigned kBits>
+  static void encode(const SideLayout& layout, const LevelTable& table, const float* row, uint8_t* page, unsigned slot) {
+    const unsigned d = layout.head_dim, n_vectors = d / N;
+    F x[kMaxVectors];
+    I code[kMaxVectors];
+    read_row(row, d, x);
+    const float n = std::sqrt(ordered_dot(x, x, d));
+    uint16_t norm = 0, residual = 0;
+    if (!std::isfinite(n) || n == 0) {
+      norm = residual = n == 0 ? 0 : kHalfNan;
+      for (unsigned i = 0; i < n_vectors; ++i) code[i] = I{};
+    } else {
+      F quantised[kMaxVectors];
+      flip(kMasksRotation, d, x);
+      transform(d, x);
+      const float inverse = 1.0f / n;
+      for (unsigned i = 0; i < n_vectors; ++i) {
+        const F y = x[i] * inverse;
+        I c = {}, level = I{} + table.levels[0];
+        for (unsigned j = 0; j + 1 < (1u << kBits); ++j) {
+          const I above = y > F{} + table.thresholds[j];  // -1 where true
+          c -= above;
+          level += above & (table.levels[j + 1] - table.levels[j]);
+        }
+        x[i] = y;
+        code[i] = c;
+        quantised[i] = table.step * __builtin_convertvector(level, F);
+      }
+      if (layout.codec == KVT_CODEC_HYBRID) {
+        norm = stored_norm(n);
+      } else if (layout.side == KVT_KEY) {
+        norm = stored_norm(n * (ordered_dot(x, x, d) / ordered_dot(x, quantised, d)));
+      } else {
+        norm = stored_norm(n * (ordered_dot(x, quantised, d) / ordered_dot(quantised, quantised, d)));
+      }
+      if (layout.has_residual) {
+        for (unsigned i = 0; i < n_vectors; ++i) x[i] = x[i] - quantised[i];
+        residual = stored_norm((n * std::sqrt(ordered_dot(x, x, d))) * (1.0f / std::sqrt(static_cast<float>(d))));
+        flip(kMasksSketch, d, x);
+        transform(d, x);
+        for (unsigned i = 0; i < n_vectors; ++i) code[i] |= (x[i] < F{}) & 8;
+      }
+    }
+    store_half(page + layout.norm_offset + 2 * size_t{slot}, norm);
+    if (layout.has_residual) store_half(page + layout.residual_offset + 2 * size_t{slot}, residual);
+    alignas(64) uint8_t bytes[kMaxHeadDim];
+    typedef uint8_t B __attribute__((vector_size(N)));
+    for (unsigned i = 0; i < n_vectors; ++i) {
+      const B narrow = __builtin_convertvector(code[i], B);
+      std::memcpy(bytes + i * N, &narrow, N);
+    }
+    layout.side == KVT_KEY ? write_key(d, bytes, page, slot) : write_value(d, bytes, page, slot);
+  }
+
+  static void write_key(unsigned d, const uint8_t* codes, uint8_t* page, unsigned slot) {
+    uint8_t* word = page + key_code_offset(d, slot, 0, 0);
+    for (unsigned u = 0; u < d / 8; ++u, word += 64) {
+      uint32_t low, high;
+      std::memcpy(&low, codes + 8 * u, 4);
+      std::memcpy(&high, codes + 8 * u + 4, 4);
+      const uint32_t packed = low | high << 4;
+      std::memcpy(word, &packed, 4);
+    }
+  }
+
+  static void write_value(unsigned d, const uint8_t* codes, uint8_t* page, unsigned slot) {
+    const ValuePlanes planes(d);
+    const ValueSlot at(slot);
+    uint8_t* group = page + at.group * planes.group_bytes() + at.offset;
+    const auto keep = static_cast<uint8_t>(0xf0u >> at.shift);
+    auto write = [&](uint8_t* line, const uint8_t* nibbles) {
+      for (unsigned w = 0; w < 16; ++w) line[4 * w] = static_cast<uint8_t>((line[4 * w] & keep) | nibbles[w] << at.shift);
+    };
+    for (unsigned h = 0; h < planes.blocks; ++h) {
+      const uint8_t* block = codes + 64 * h;
+      for (unsigned k = 0; k < 3; ++k) {
+        uint8_t nibbles[16];
+        for (unsigned w = 0; w < 16; ++w) nibbles[w] = static_cast<uint8_t>(block[16 * k + w] | (block[48 + w] >> k & 1) << 3);
+        write(group + planes.line(k, h), nibbles);
+      }
+    }
+    for (unsigned j = 0; j < planes.rest; ++j) write(group + planes.rest_line(j), codes + 64 * planes.blocks + 16 * j);
+  }
+
+  static void encode_f16(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
+    uint8_t* row = page + size_t{slot} * layout.head_dim * 2;
+    for (unsigned i = 0; i < layout.head_dim; ++i) store_half(row + 2 * i, float_to_half(x[i]));
+  }
+};
+
+}  // namespace
+}  // namespace kvt::cpu
+
+#endif

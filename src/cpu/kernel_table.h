@@ -1,0 +1,67 @@
+// One table of function pointers for each instruction set; all tables do the same work.
+#ifndef KVT_CPU_KERNEL_TABLE_H
+#define KVT_CPU_KERNEL_TABLE_H
+
+#include <cstddef>
+#include <cstdint>
+
+#include "format/page_layout.h"
+
+namespace kvt::cpu {
+
+// Query rows that one pass over the pages serves: all rows share each unpacking of a page.
+inline constexpr unsigned kMaxRows = 64;
+
+// One pass: n_rows query rows of one kv head over the cells [first_cell, end_cell).
+// Rows are ordered query-major: row = query * n_group + head in the group.
+struct AttendBlock {
+  const SideLayout* key;
+  const SideLayout* value;
+  const uint8_t* k_pages;  // page 0 of this head
+  const uint8_t* v_pages;
+  size_t k_page_stride, v_page_stride;
+
+  unsigned n_group;
+  unsigned n_queries;  // n_rows = n_queries * n_group <= kMaxRows
+  unsigned first_cell;  // a multiple of kPageTokens
+  unsigned end_cell;
+
+  const uint8_t* q;  // row (query, g): (const float*)(q + query * q_query_stride + g * q_head_stride)
+  size_t q_query_stride, q_head_stride;
+  const uint8_t* mask;  // fp16 rows, may be nullptr; strides in bytes
+  size_t mask_query_stride, mask_head_stride;
+  const float* slopes;  // [n_group] or nullptr
+  float scale, softcap;
+
+  // Running state of the online softmax, written from scratch by each pass.
+  float* row_max;  // [n_rows], -inf if no cell was seen
+  float* row_sum;  // [n_rows] sum of exp(score - max)
+  float* acc;      // [n_rows][head_dim_v] sum of exp(score - max) * value, in the rotated basis and in units of `value_unit`
+
+  uint8_t* scratch;  // attend_scratch_bytes, 64-byte aligned
+};
+
+// Scratch of one pass, upper bound over all kernels.
+size_t attend_scratch_bytes(const SideLayout& key, const SideLayout& value);
+
+struct KernelTable {
+  const char* name;
+  // Writes row x [head_dim] to a slot: the bytes of reference::encode_row.
+  void (*encode_row)(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot);
+  // Fills the state of a block.
+  void (*attend)(const AttendBlock& block);
+  // out[head_dim] <- (1 / denominator) * R^T acc, scaled to values; acc is overwritten.
+  void (*finish_row)(const SideLayout& value, float* acc, float denominator, float* out);
+};
+
+extern const KernelTable kKernelsScalar;
+#ifdef KVT_HAVE_AVX2
+extern const KernelTable kKernelsAvx2;
+#endif
+#ifdef KVT_HAVE_AVX512
+extern const KernelTable kKernelsAvx512;
+#endif
+
+}  // namespace kvt::cpu
+
+#endif

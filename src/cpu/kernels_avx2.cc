@@ -1,0 +1,354 @@
+// AVX2 + FMA + F16C. Costs are in vector instructions for each token and query row at head dim d.
+#include <immintrin.h>
+
+#include "cpu/attend_loop.h"
+#include "cpu/encode_vector.h"
+
+namespace kvt::cpu {
+namespace {
+
+inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+inline __m256i broadcast_word(const void* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return _mm256_set1_epi32(word);
+}
+inline float largest_lane(__m256 v) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+inline float sum_lanes(__m256 v) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+// exp(x) for x <= 0; 0 below -87, so -inf gives 0; NaN stays NaN. Relative error below 2e-7: Cody-Waite reduction, Taylor terms
+// to x^6 / 720 on [-ln2/2, ln2/2].
+inline __m256 exp_negative(__m256 x) {
+  const __m256 in_range = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_NLT_UQ);  // also true for NaN
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(1.0f / 720);
+  for (float coefficient : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(coefficient));
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+  const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  return _mm256_blendv_ps(_mm256_and_ps(scaled, in_range), x, is_nan);
+}
+
+struct Avx2 : VectorCoder<8> {
+  static void prefetch_page(const uint8_t* page, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
+  }
+
+  static void halves_to_floats(const uint8_t* from, size_t n, float* to) {  // n: a multiple of 8
+    for (size_t i = 0; i < n; i += 8) {
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i))));
+    }
+  }
+  static void load_norms(const uint8_t* halves, float* to) { halves_to_floats(halves, 64, to); }
+
+  static bool load_mask(const uint8_t* from, unsigned n, float* to) {
+    const unsigned whole = n / 8 * 8;
+    halves_to_floats(from, whole, to);
+    for (unsigned t = whole; t < 64; ++t) {
+      to[t] = t < n ? half_to_float(static_cast<uint16_t>(from[2 * t] | from[2 * t + 1] << 8)) : kMinusInfinity;
+    }
+    __m256 any = _mm256_setzero_ps();
+    for (unsigned t = 0; t < 64; t += 8) {
+      any = _mm256_or_ps(any, _mm256_cmp_ps(_mm256_loadu_ps(to + t), _mm256_set1_ps(kMinusInfinity), _CMP_NEQ_UQ));
+    }
+    return _mm256_movemask_ps(any) != 0;
+  }
+
+  // 16 table bytes in both halves; entries past 1 << bits repeat, so that sign bits in the index do not matter.
+  static __m256i shuffle_table(const LevelTable& table, int offset) {
+    alignas(16) int8_t bytes[16];
+    for (unsigned i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & ((1u << table.bits) - 1)] + offset);
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+
+  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const __m256i table = shuffle_table(*layout.table, kLevelOffset);
+    const __m256i nibble = _mm256_set1_epi8(0x0f), one = _mm256_set1_epi8(1);
+    const size_t n_lines = size_t{layout.head_dim} / 2;
+    for (size_t i = 0; i < n_lines * 2; ++i) {  // half lines of 32 bytes
+      const __m256i x = load(page + i * 32);
+      const __m256i low = _mm256_and_si256(x, nibble), high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+      const size_t to = i / 2 * 128 + i % 2 * 32;
+      store(key + to, _mm256_shuffle_epi8(table, low));
+      store(key + to + 64, _mm256_shuffle_epi8(table, high));
+      if (layout.has_residual) {
+        store(sign + to, _mm256_and_si256(_mm256_srli_epi16(low, 3), one));
+        store(sign + to + 64, _mm256_and_si256(_mm256_srli_epi16(high, 3), one));
+      }
+    }
+  }
+
+  // Four u8 x s8 products of 16 dims add up in int16 without saturation (quantise_query), then widen: 9 d / 128 a row.
+  template <unsigned R>
+  static void dot_keys_rows(const uint8_t* key, const int8_t* query, unsigned d, int32_t* sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
+      const uint8_t* k = key + size_t{half_tile / 2} * 16 * d + half_tile % 2 * 32;
+      __m256i total[R] = {};
+      for (unsigned i = 0; i < d; i += 16, k += 256) {
+        const __m256i k0 = load(k), k1 = load(k + 64), k2 = load(k + 128), k3 = load(k + 192);
+        for (unsigned r = 0; r < R; ++r) {
+          const int8_t* q = query + size_t{r} * d + i;
+          const __m256i a = _mm256_add_epi16(_mm256_maddubs_epi16(k0, broadcast_word(q)), _mm256_maddubs_epi16(k1, broadcast_word(q + 4)));
+          const __m256i b = _mm256_add_epi16(_mm256_maddubs_epi16(k2, broadcast_word(q + 8)), _mm256_maddubs_epi16(k3, broadcast_word(q + 12)));
+          total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) store(sum + r * 64 + half_tile * 8, total[r]);
+    }
+  }
+  // Signs are 0 or 1: |sum in an int16 lane| <= d / 2 * 127 = 16256 at d = 256, so nothing widens before the end.
+  template <unsigned R>
+  static void dot_signs_rows(const uint8_t* sign, const int8_t* query, unsigned d, int32_t* sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
+      const uint8_t* s = sign + size_t{half_tile / 2} * 16 * d + half_tile % 2 * 32;
+      __m256i total[R] = {};
+      for (unsigned i = 0; i < d; i += 4, s += 64) {
+        const __m256i x = load(s);
+        for (unsigned r = 0; r < R; ++r) {
+          total[r] = _mm256_add_epi16(total[r], _mm256_maddubs_epi16(x, broadcast_word(query + size_t{r} * d + i)));
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) store(sum + r * 64 + half_tile * 8, _mm256_madd_epi16(total[r], ones));
+    }
+  }
+  static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
+    switch (n_rows) {
+      case 1: return dot_keys_rows<1>(key, query, d, sum);
+      case 2: return dot_keys_rows<2>(key, query, d, sum);
+      case 3: return dot_keys_rows<3>(key, query, d, sum);
+      default: return dot_keys_rows<4>(key, query, d, sum);
+    }
+  }
+  static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
+    switch (n_rows) {
+      case 1: return dot_signs_rows<1>(sign, query, d, sum);
+      case 2: return dot_signs_rows<2>(sign, query, d, sum);
+      case 3: return dot_signs_rows<3>(sign, query, d, sum);
+      default: return dot_signs_rows<4>(sign, query, d, sum);
+    }
+  }
+
+  static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
+    const __m256 f = _mm256_set1_ps(factor);
+    for (unsigned t = 0; t < 64; t += 8) {
+      const __m256 x = _mm256_cvtepi32_ps(_mm256_sub_epi32(load(sum + t), _mm256_set1_epi32(offset)));
+      _mm256_storeu_ps(score + t, _mm256_mul_ps(_mm256_mul_ps(f, _mm256_loadu_ps(norm + t)), x));
+    }
+  }
+  static void add_sketch(const int32_t* sum, int32_t total, float factor, const float* residual, float* score) {
+    const __m256 f = _mm256_set1_ps(factor);
+    for (unsigned t = 0; t < 64; t += 8) {
+      const __m256 x = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_set1_epi32(total), _mm256_slli_epi32(load(sum + t), 1)));
+      const __m256 scaled = _mm256_mul_ps(f, _mm256_loadu_ps(residual + t));
+      _mm256_storeu_ps(score + t, _mm256_fmadd_ps(scaled, x, _mm256_loadu_ps(score + t)));
+    }
+  }
+  static void mask_scores(const float* mask, float slope, float* score) {
+    const __m256 none = _mm256_set1_ps(kMinusInfinity);
+    for (unsigned t = 0; t < 64; t += 8) {
+      const __m256 m = _mm256_loadu_ps(mask + t);
+      const __m256 removed = _mm256_cmp_ps(m, none, _CMP_EQ_OQ);
+      const __m256 s = _mm256_fmadd_ps(_mm256_set1_ps(slope), m, _mm256_loadu_ps(score + t));
+      _mm256_storeu_ps(score + t, _mm256_blendv_ps(s, none, removed));
+    }
+  }
+
+  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
+    __m256 largest = _mm256_set1_ps(*row_max);
+    for (unsigned t = 0; t < 64; t += 8) largest = _mm256_max_ps(_mm256_loadu_ps(score + t), largest);  // a NaN score is passed over
+    const float new_max = largest_lane(largest);
+    // Without any cell so far (all scores -inf) the shift must not be -inf - -inf.
+    const __m256 shift = _mm256_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+    __m256 total = _mm256_setzero_ps();
+    for (unsigned t = 0; t < 64; t += 8) {
+      const __m256 p = exp_negative(_mm256_sub_ps(_mm256_loadu_ps(score + t), shift));
+      _mm256_storeu_ps(probability + t, p);
+      total = _mm256_add_ps(total, p);
+    }
+    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
+    *row_sum = *row_sum * rescale + sum_lanes(total);
+    *row_max = new_max;
+    return rescale;
+  }
+
+  static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
+    __m256 product[8], largest = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
+    for (unsigned i = 0; i < 8; ++i) {
+      const __m256 p = _mm256_loadu_ps(probability + 8 * i);
+      const __m256 used = _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_NEQ_UQ);
+      product[i] = _mm256_and_ps(_mm256_mul_ps(p, _mm256_loadu_ps(norm + 8 * i)), used);
+      largest = _mm256_max_ps(product[i], largest);
+      poison = _mm256_fmadd_ps(product[i], _mm256_setzero_ps(), poison);
+    }
+    const float top = largest_lane(largest);
+    const __m256 inverse = _mm256_set1_ps(top > 0 ? 127.0f / top : 0.0f);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the interleaving of the two packs
+    for (unsigned i = 0; i < 2; ++i) {
+      __m256i w[4];
+      for (unsigned j = 0; j < 4; ++j) w[j] = _mm256_cvtps_epi32(_mm256_mul_ps(product[4 * i + j], inverse));
+      const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(w[0], w[1]), _mm256_packs_epi32(w[2], w[3]));
+      store(weight + 32 * i, _mm256_permutevar8x32_epi32(bytes, order));
+    }
+    return top / 127.0f + sum_lanes(poison);
+  }
+
+  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const __m256i table = shuffle_table(*layout.table, 0);
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    for (size_t group = 0; group < 2; ++group) {
+      const uint8_t* lines = page + group * planes.group_bytes();
+      int8_t* quads = value + group * 8 * quad;
+      for (unsigned c = 0; c < 4; ++c) {
+        for (unsigned half = 0; half < 2; ++half) {
+          auto put = [&](size_t dim, __m256i x) {  // dim: first of the 8 dims of this half line
+            store(quads + c * quad + dim * 4, _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble)));
+            store(quads + (4 + c) * quad + dim * 4, _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble)));
+          };
+          const size_t within = size_t{c} * 64 + half * 32;
+          for (unsigned h = 0; h < planes.blocks; ++h) {
+            const __m256i x0 = load(lines + planes.line(0, h) + within), x1 = load(lines + planes.line(1, h) + within),
+                          x2 = load(lines + planes.line(2, h) + within);
+            const size_t dim = size_t{64} * h + 8 * half;
+            put(dim, x0);
+            put(dim + 16, x1);
+            put(dim + 32, x2);
+            // Bits 3 and 7 of the three lines are bits 0, 1, 2 of the fourth subgroup's codes.
+            const __m256i b0 = _mm256_and_si256(_mm256_srli_epi16(x0, 3), _mm256_set1_epi8(0x11));
+            const __m256i b1 = _mm256_and_si256(_mm256_srli_epi16(x1, 2), _mm256_set1_epi8(0x22));
+            const __m256i b2 = _mm256_and_si256(_mm256_srli_epi16(x2, 1), _mm256_set1_epi8(0x44));
+            put(dim + 48, _mm256_or_si256(_mm256_or_si256(b0, b1), b2));
+          }
+          for (unsigned j = 0; j < planes.rest; ++j) {
+            put(size_t{64} * planes.blocks + 16 * j + 8 * half, load(lines + planes.rest_line(j) + within));
+          }
+        }
+      }
+    }
+  }
+
+  // |weight * level| of four tokens: 2 * 2 * 127 * 62 = 31496 fits int16. 10 d / 128 a row.
+  template <unsigned R>
+  static void accumulate_values_rows(const int8_t* value, const uint8_t* weight, unsigned d, const float* rescale, const float* unit,
+                                     float* acc) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (unsigned i = 0; i < d; i += 8) {
+      __m256i total[R] = {};
+      const int8_t* v = value + size_t{i} * 4;
+      for (unsigned quad = 0; quad < 16; quad += 2, v += size_t{d} * 8) {
+        const __m256i v0 = load(v), v1 = load(v + size_t{d} * 4);
+        for (unsigned r = 0; r < R; ++r) {
+          const uint8_t* w = weight + r * 64 + quad * 4;
+          const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(broadcast_word(w), v0), _mm256_maddubs_epi16(broadcast_word(w + 4), v1));
+          total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(products, ones));
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        float* a = acc + size_t{r} * d + i;
+        const __m256 kept = _mm256_mul_ps(_mm256_loadu_ps(a), _mm256_set1_ps(rescale[r]));
+        _mm256_storeu_ps(a, _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r]), _mm256_set1_ps(unit[r]), kept));
+      }
+    }
+  }
+  static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
+                                const float* unit, float* acc) {
+    switch (n_rows) {
+      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
+      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
+      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
+      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
+    }
+  }
+
+  template <unsigned R>
+  static void dot_rows_block(const float* key, unsigned n, const float* query, unsigned d, float* score) {
+    unsigned t = 0;
+    for (; t + 2 <= n; t += 2) {
+      __m256 total[R][2] = {};
+      for (unsigned i = 0; i < d; i += 8) {
+        const __m256 k0 = _mm256_loadu_ps(key + size_t{t} * d + i), k1 = _mm256_loadu_ps(key + size_t{t + 1} * d + i);
+        for (unsigned r = 0; r < R; ++r) {
+          const __m256 q = _mm256_loadu_ps(query + size_t{r} * d + i);
+          total[r][0] = _mm256_fmadd_ps(k0, q, total[r][0]);
+          total[r][1] = _mm256_fmadd_ps(k1, q, total[r][1]);
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        score[r * 64 + t] = sum_lanes(total[r][0]);
+        score[r * 64 + t + 1] = sum_lanes(total[r][1]);
+      }
+    }
+    for (; t < 64; ++t) {
+      for (unsigned r = 0; r < R; ++r) {
+        __m256 total = _mm256_setzero_ps();
+        for (unsigned i = 0; t < n && i < d; i += 8) {
+          total = _mm256_fmadd_ps(_mm256_loadu_ps(key + size_t{t} * d + i), _mm256_loadu_ps(query + size_t{r} * d + i), total);
+        }
+        score[r * 64 + t] = sum_lanes(total);
+      }
+    }
+  }
+  static void dot_rows(const float* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    switch (n_rows) {
+      case 1: return dot_rows_block<1>(key, n, query, d, score);
+      case 2: return dot_rows_block<2>(key, n, query, d, score);
+      case 3: return dot_rows_block<3>(key, n, query, d, score);
+      default: return dot_rows_block<4>(key, n, query, d, score);
+    }
+  }
+
+  template <unsigned R, bool kSelect>
+  static void accumulate_rows_block(const float* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+    for (unsigned i = 0; i < d; i += 8) {
+      __m256 total[R];
+      for (unsigned r = 0; r < R; ++r) total[r] = _mm256_mul_ps(_mm256_loadu_ps(acc + size_t{r} * d + i), _mm256_set1_ps(rescale[r]));
+      for (unsigned t = 0; t < n; ++t) {
+        const __m256 v = _mm256_loadu_ps(value + size_t{t} * d + i);
+        for (unsigned r = 0; r < R; ++r) {
+          const __m256 p = _mm256_set1_ps(probability[r * 64 + t]);
+          const __m256 used = kSelect ? _mm256_and_ps(v, _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_NEQ_UQ)) : v;
+          total[r] = _mm256_fmadd_ps(p, used, total[r]);
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) _mm256_storeu_ps(acc + size_t{r} * d + i, total[r]);
+    }
+  }
+  template <bool kSelect>
+  static void accumulate_rows_select(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+                                     const float* rescale, float* acc) {
+    switch (n_rows) {
+      case 1: return accumulate_rows_block<1, kSelect>(value, n, probability, d, rescale, acc);
+      case 2: return accumulate_rows_block<2, kSelect>(value, n, probability, d, rescale, acc);
+      case 3: return accumulate_rows_block<3, kSelect>(value, n, probability, d, rescale, acc);
+      default: return accumulate_rows_block<4, kSelect>(value, n, probability, d, rescale, acc);
+    }
+  }
+  // Values that are not finite must not leak from removed cells through 0 * NaN: only such pages pay for the selection.
+  static void accumulate_rows(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+                              const float* rescale, float* acc) {
+    __m256 poison = _mm256_setzero_ps();
+    for (size_t i = 0; i < size_t{n} * d; i += 8) poison = _mm256_fmadd_ps(_mm256_loadu_ps(value + i), _mm256_setzero_ps(), poison);
+    sum_lanes(poison) == 0 ? accumulate_rows_select<false>(value, n, probability, n_rows, d, rescale, acc)
+                           : accumulate_rows_select<true>(value, n, probability, n_rows, d, rescale, acc);
+  }
+};
+
+}  // namespace
+
+const KernelTable kKernelsAvx2 = {"avx2", Avx2::encode_row, attend<Avx2>, finish_row<Avx2>};
+
+}  // namespace kvt::cpu

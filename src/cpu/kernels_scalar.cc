@@ -1,0 +1,177 @@
+// Plain C++: the truth that the vector kernels are tested against, and the path of machines without them.
+#include <algorithm>
+
+#include "cpu/attend_loop.h"
+#include "reference/reference.h"
+
+namespace kvt::cpu {
+namespace {
+
+struct Scalar {
+  static void rotate_forward(const SignTable& signs, unsigned d, float* v) { reference::rotate_forward(signs, d, v); }
+  static void rotate_backward(const SignTable& signs, unsigned d, float* v) { reference::rotate_backward(signs, d, v); }
+  static void prefetch_page(const uint8_t*, size_t) {}
+  static void load_norms(const uint8_t* halves, float* to) { cpu::load_norms(halves, to); }
+
+  static bool load_mask(const uint8_t* from, unsigned n, float* to) {
+    bool any = false;
+    for (unsigned t = 0; t < 64; ++t) {
+      to[t] = t < n ? half_to_float(static_cast<uint16_t>(from[2 * t] | from[2 * t + 1] << 8)) : kMinusInfinity;
+      any = any || to[t] != kMinusInfinity;
+    }
+    return any;
+  }
+
+  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const unsigned d = layout.head_dim;
+    const unsigned code_mask = (1u << layout.table->bits) - 1;
+    for (size_t line = 0; line < size_t{d} / 2; ++line) {  // over all four tiles
+      for (unsigned i = 0; i < 64; ++i) {
+        const unsigned byte = page[line * 64 + i];
+        for (unsigned half = 0; half < 2; ++half) {
+          const unsigned nibble = byte >> (4 * half) & 0xfu;
+          key[(2 * line + half) * 64 + i] = static_cast<uint8_t>(layout.table->levels[nibble & code_mask] + kLevelOffset);
+          if (layout.has_residual) sign[(2 * line + half) * 64 + i] = static_cast<uint8_t>(nibble >> 3);
+        }
+      }
+    }
+  }
+
+  static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
+    for (unsigned row = 0; row < n_rows; ++row) {
+      for (unsigned t = 0; t < 64; ++t) {
+        int32_t total = 0;
+        for (unsigned i = 0; i < d; ++i) total += key[(size_t{t / 16} * d / 4 + i / 4) * 64 + t % 16 * 4 + i % 4] * query[size_t{row} * d + i];
+        sum[row * 64 + t] = total;
+      }
+    }
+  }
+  static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
+    dot_keys(sign, query, n_rows, d, sum);
+  }
+
+  static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
+    for (unsigned t = 0; t < 64; ++t) score[t] = factor * norm[t] * static_cast<float>(sum[t] - offset);
+  }
+  // sum counts the negative signs; sum of s * q = total - 2 * that.
+  static void add_sketch(const int32_t* sum, int32_t total, float factor, const float* residual, float* score) {
+    for (unsigned t = 0; t < 64; ++t) score[t] += factor * residual[t] * static_cast<float>(total - 2 * sum[t]);
+  }
+  static void mask_scores(const float* mask, float slope, float* score) {
+    for (unsigned t = 0; t < 64; ++t) score[t] = mask[t] == kMinusInfinity ? kMinusInfinity : score[t] + slope * mask[t];
+  }
+
+  // probability[t] = exp(score - new maximum); returns the factor exp(old - new) for what was accumulated before.
+  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
+    float largest = *row_max;
+    for (unsigned t = 0; t < 64; ++t) largest = score[t] > largest ? score[t] : largest;
+    float total = 0;
+    for (unsigned t = 0; t < 64; ++t) {
+      probability[t] = score[t] == kMinusInfinity ? 0.0f : std::exp(score[t] - largest);
+      total += probability[t];
+    }
+    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - largest);
+    *row_sum = *row_sum * rescale + total;
+    *row_max = largest;
+    return rescale;
+  }
+
+  // weight = round(probability * norm / unit), unit = largest / 127. Returns unit.
+  static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
+    float product[64], largest = 0;
+    for (unsigned t = 0; t < 64; ++t) {
+      product[t] = probability[t] == 0.0f ? 0.0f : probability[t] * norm[t];
+      largest = product[t] > largest ? product[t] : largest;
+    }
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    float poison = 0;
+    for (unsigned t = 0; t < 64; ++t) {
+      poison += product[t] * 0.0f;
+      const float scaled = std::nearbyint(product[t] * inverse);
+      weight[t] = static_cast<uint8_t>(scaled >= 0 && scaled <= 127 ? scaled : 0);
+    }
+    return largest / 127.0f + poison;
+  }
+
+  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+    const unsigned d = layout.head_dim;
+    const ValuePlanes planes(d);
+    for (size_t group = 0; group < 2; ++group) {
+      const uint8_t* lines = page + group * planes.group_bytes();
+      for (unsigned c = 0; c < 4; ++c) {
+        for (unsigned high = 0; high < 2; ++high) {
+          int8_t* quad = value + (group * 8 + high * 4 + c) * d * 4;
+          auto put = [&](unsigned dim, unsigned b, unsigned field) { quad[dim * 4 + b] = layout.table->levels[field & 7u]; };
+          for (unsigned i = 0; i < 64; ++i) {
+            auto nibble = [&](size_t line) { return lines[line + c * 64 + i] >> (4 * high) & 0xfu; };
+            for (unsigned h = 0; h < planes.blocks; ++h) {
+              unsigned spread = 0;
+              for (unsigned k = 0; k < 3; ++k) {
+                const unsigned x = nibble(planes.line(k, h));
+                put(64 * h + 16 * k + i / 4, i % 4, x);
+                spread |= (x >> 3) << k;
+              }
+              put(64 * h + 48 + i / 4, i % 4, spread);
+            }
+            for (unsigned j = 0; j < planes.rest; ++j) put(64 * planes.blocks + 16 * j + i / 4, i % 4, nibble(planes.rest_line(j)));
+          }
+        }
+      }
+    }
+  }
+
+  // |sum over 64 tokens of weight * level| <= 64 * 127 * 62: exact in int32.
+  static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
+                                const float* unit, float* acc) {
+    for (unsigned row = 0; row < n_rows; ++row) {
+      for (unsigned i = 0; i < d; ++i) {
+        int32_t total = 0;
+        for (unsigned t = 0; t < 64; ++t) total += weight[row * 64 + t] * value[(size_t{t / 4} * d + i) * 4 + t % 4];
+        float& a = acc[size_t{row} * d + i];
+        a = a * rescale[row] + unit[row] * static_cast<float>(total);
+      }
+    }
+  }
+
+  static void halves_to_floats(const uint8_t* from, size_t n, float* to) {
+    for (size_t i = 0; i < n; ++i) to[i] = half_to_float(static_cast<uint16_t>(from[2 * i] | from[2 * i + 1] << 8));
+  }
+  static void dot_rows(const float* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    for (unsigned row = 0; row < n_rows; ++row) {
+      for (unsigned t = 0; t < 64; ++t) {
+        float total = 0;
+        for (unsigned i = 0; t < n && i < d; ++i) total += key[size_t{t} * d + i] * query[size_t{row} * d + i];
+        score[row * 64 + t] = total;
+      }
+    }
+  }
+  static void accumulate_rows(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+                              const float* rescale, float* acc) {
+    for (unsigned row = 0; row < n_rows; ++row) {
+      float* a = acc + size_t{row} * d;
+      for (unsigned i = 0; i < d; ++i) a[i] *= rescale[row];
+      for (unsigned t = 0; t < n; ++t) {
+        const float p = probability[row * 64 + t];
+        if (p == 0.0f) continue;  // a removed cell, whatever its value
+        for (unsigned i = 0; i < d; ++i) a[i] += p * value[size_t{t} * d + i];
+      }
+    }
+  }
+};
+
+}  // namespace
+
+size_t attend_scratch_bytes(const SideLayout& key, const SideLayout& value) {
+  ScratchArena arena(nullptr);
+  SoftmaxScratch soft(arena);
+  if (key.codec == KVT_CODEC_F16) {
+    HalfScratch half(arena, key.head_dim, value.head_dim);
+  } else {
+    CodeScratch code(arena, key.head_dim, value.head_dim);
+  }
+  return arena.used();
+}
+
+const KernelTable kKernelsScalar = {"scalar", reference::encode_row, attend<Scalar>, finish_row<Scalar>};
+
+}  // namespace kvt::cpu
