@@ -1,0 +1,293 @@
+// AVX-512 with VNNI and VBMI: Ice Lake and Sapphire Rapids servers, Zen 4 and later.
+// A line of 64 bytes is one register: 16 tokens x 4 dims of keys, 16 dims x 4 tokens of values, and vpdpbusd adds its products to
+// int32 lanes. vpermb ignores the upper two index bits, so a 16-entry table stored four times needs no masks.
+#include <immintrin.h>
+
+#include "cpu/attend_loop.h"
+#include "cpu/encode_vector.h"
+
+namespace kvt::cpu {
+namespace {
+
+inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
+inline void store(void* p, __m512i v) { _mm512_storeu_si512(p, v); }
+inline __m512i broadcast_word(const void* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return _mm512_set1_epi32(word);
+}
+
+// exp(x) for x <= 0; exactly 0 for -inf; NaN stays NaN. The terms are those of kernels_avx2.cc; vscalefps handles the range.
+inline __m512 exp_negative(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 720);
+  for (float coefficient : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
+  const __mmask16 too_small = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);  // where r may be inf - inf
+  return _mm512_mask_blend_ps(too_small, _mm512_scalef_ps(p, n), _mm512_setzero_ps());
+}
+
+struct Avx512 : VectorCoder<16> {
+  static void prefetch_page(const uint8_t* page, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
+  }
+
+  static void halves_to_floats(const uint8_t* from, size_t n, float* to) {  // n: a multiple of 16
+    for (size_t i = 0; i < n; i += 16) {
+      _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 2 * i))));
+    }
+  }
+  static void load_norms(const uint8_t* halves, float* to) { halves_to_floats(halves, 64, to); }
+
+  static bool load_mask(const uint8_t* from, unsigned n, float* to) {
+    const __m512 none = _mm512_set1_ps(kMinusInfinity);
+    __mmask16 any = 0;
+    for (unsigned t = 0; t < 64; t += 16) {
+      const unsigned left = n > t ? (n - t < 16 ? n - t : 16) : 0;
+      const auto lanes = static_cast<__mmask16>((1u << left) - 1);
+      const __m512 m = _mm512_mask_cvtph_ps(none, lanes, _mm256_maskz_loadu_epi16(lanes, from + 2 * t));
+      any = static_cast<__mmask16>(any | _mm512_cmp_ps_mask(m, none, _CMP_NEQ_UQ));
+      _mm512_storeu_ps(to + t, m);
+    }
+    return any != 0;
+  }
+
+  static __m512i permute_table(const LevelTable& table, int offset) {
+    alignas(64) int8_t bytes[64];
+    for (unsigned i = 0; i < 64; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & ((1u << table.bits) - 1)] + offset);
+    return load(bytes);
+  }
+
+  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const __m512i table = permute_table(*layout.table, kLevelOffset), one = _mm512_set1_epi8(1);
+    const size_t n_lines = size_t{layout.head_dim} / 2;
+    for (size_t line = 0; line < n_lines; ++line) {
+      const __m512i low = load(page + line * 64), high = _mm512_srli_epi16(low, 4);
+      store(key + line * 128, _mm512_permutexvar_epi8(low, table));
+      store(key + line * 128 + 64, _mm512_permutexvar_epi8(high, table));
+      if (layout.has_residual) {
+        store(sign + line * 128, _mm512_and_si512(_mm512_srli_epi16(low, 3), one));
+        store(sign + line * 128 + 64, _mm512_and_si512(_mm512_srli_epi16(low, 7), one));
+      }
+    }
+  }
+
+  // R rows x T tiles of 16 tokens: R * T accumulators hide the latency of vpdpbusd. 2 d / 128 a row and token.
+  template <unsigned R, unsigned T>
+  static void dot_block(const uint8_t* key, const int8_t* query, unsigned d, int32_t* sum) {
+    for (unsigned tile = 0; tile < 4; tile += T) {
+      const uint8_t* k = key + size_t{tile} * 16 * d;
+      __m512i total[R][T] = {};
+      for (unsigned i = 0; i < d; i += 4, k += 64) {
+        __m512i x[T];
+        for (unsigned j = 0; j < T; ++j) x[j] = load(k + size_t{j} * 16 * d);
+        for (unsigned r = 0; r < R; ++r) {
+          const __m512i q = broadcast_word(query + size_t{r} * d + i);
+          for (unsigned j = 0; j < T; ++j) total[r][j] = _mm512_dpbusd_epi32(total[r][j], x[j], q);
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        for (unsigned j = 0; j < T; ++j) store(sum + r * 64 + (tile + j) * 16, total[r][j]);
+      }
+    }
+  }
+  static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
+    switch (n_rows) {
+      case 1: return dot_block<1, 4>(key, query, d, sum);
+      case 2: return dot_block<2, 4>(key, query, d, sum);
+      case 3: return dot_block<3, 4>(key, query, d, sum);
+      default: return dot_block<4, 4>(key, query, d, sum);
+    }
+  }
+  static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
+    dot_keys(sign, query, n_rows, d, sum);
+  }
+
+  static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
+    const __m512 f = _mm512_set1_ps(factor);
+    for (unsigned t = 0; t < 64; t += 16) {
+      const __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sum + t), _mm512_set1_epi32(offset)));
+      _mm512_storeu_ps(score + t, _mm512_mul_ps(_mm512_mul_ps(f, _mm512_loadu_ps(norm + t)), x));
+    }
+  }
+  static void add_sketch(const int32_t* sum, int32_t total, float factor, const float* residual, float* score) {
+    const __m512 f = _mm512_set1_ps(factor);
+    for (unsigned t = 0; t < 64; t += 16) {
+      const __m512 x = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_set1_epi32(total), _mm512_slli_epi32(load(sum + t), 1)));
+      const __m512 scaled = _mm512_mul_ps(f, _mm512_loadu_ps(residual + t));
+      _mm512_storeu_ps(score + t, _mm512_fmadd_ps(scaled, x, _mm512_loadu_ps(score + t)));
+    }
+  }
+  static void mask_scores(const float* mask, float slope, float* score) {
+    const __m512 none = _mm512_set1_ps(kMinusInfinity);
+    for (unsigned t = 0; t < 64; t += 16) {
+      const __m512 m = _mm512_loadu_ps(mask + t);
+      const __mmask16 removed = _mm512_cmp_ps_mask(m, none, _CMP_EQ_OQ);
+      const __m512 s = _mm512_fmadd_ps(_mm512_set1_ps(slope), m, _mm512_loadu_ps(score + t));
+      _mm512_storeu_ps(score + t, _mm512_mask_blend_ps(removed, s, none));
+    }
+  }
+
+  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
+    __m512 largest = _mm512_set1_ps(*row_max);
+    for (unsigned t = 0; t < 64; t += 16) largest = _mm512_max_ps(_mm512_loadu_ps(score + t), largest);  // a NaN score is passed over
+    const float new_max = _mm512_reduce_max_ps(largest);
+    const __m512 shift = _mm512_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+    __m512 total = _mm512_setzero_ps();
+    for (unsigned t = 0; t < 64; t += 16) {
+      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), shift));
+      _mm512_storeu_ps(probability + t, p);
+      total = _mm512_add_ps(total, p);
+    }
+    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
+    *row_sum = *row_sum * rescale + _mm512_reduce_add_ps(total);
+    *row_max = new_max;
+    return rescale;
+  }
+
+  static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
+    __m512 product[4], largest = _mm512_setzero_ps(), poison = _mm512_setzero_ps();
+    for (unsigned i = 0; i < 4; ++i) {
+      const __m512 p = _mm512_loadu_ps(probability + 16 * i);
+      const __mmask16 used = _mm512_cmp_ps_mask(p, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      product[i] = _mm512_maskz_mul_ps(used, p, _mm512_loadu_ps(norm + 16 * i));
+      largest = _mm512_max_ps(product[i], largest);
+      poison = _mm512_fmadd_ps(product[i], _mm512_setzero_ps(), poison);
+    }
+    const float top = _mm512_reduce_max_ps(largest);
+    const __m512 inverse = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
+    for (unsigned i = 0; i < 4; ++i) {
+      const __m512i w = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(product[i], inverse)), _mm512_setzero_si512());
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(weight + 16 * i), _mm512_cvtusepi32_epi8(w));
+    }
+    return top / 127.0f + _mm512_reduce_add_ps(poison);
+  }
+
+  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const __m512i table = permute_table(*layout.table, 0);
+    for (size_t group = 0; group < 2; ++group) {
+      const uint8_t* lines = page + group * planes.group_bytes();
+      int8_t* quads = value + group * 8 * quad;
+      for (unsigned c = 0; c < 4; ++c) {
+        auto put = [&](size_t dim, __m512i x) {  // dim: first of the 16 dims of the line
+          store(quads + c * quad + dim * 4, _mm512_permutexvar_epi8(x, table));
+          store(quads + (4 + c) * quad + dim * 4, _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 4), table));
+        };
+        for (unsigned h = 0; h < planes.blocks; ++h) {
+          const __m512i x0 = load(lines + planes.line(0, h) + c * 64), x1 = load(lines + planes.line(1, h) + c * 64),
+                        x2 = load(lines + planes.line(2, h) + c * 64);
+          const size_t dim = size_t{64} * h;
+          put(dim, x0);
+          put(dim + 16, x1);
+          put(dim + 32, x2);
+          // Bits 3 and 7 of the three lines are bits 0, 1, 2 of the fourth subgroup's codes.
+          const __m512i low = _mm512_and_si512(_mm512_srli_epi16(x0, 3), _mm512_set1_epi8(0x11));
+          const __m512i middle = _mm512_and_si512(_mm512_srli_epi16(x1, 2), _mm512_set1_epi8(0x22));
+          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(x2, 1), _mm512_set1_epi8(0x44));
+          put(dim + 48, _mm512_ternarylogic_epi32(low, middle, high, 0xfe));
+        }
+        for (unsigned j = 0; j < planes.rest; ++j) put(size_t{64} * planes.blocks + 16 * j, load(lines + planes.rest_line(j) + c * 64));
+      }
+    }
+  }
+
+  // R rows x C registers of 16 dims. 2 d / 128 a row and token.
+  template <unsigned R, unsigned C>
+  static void accumulate_block(const int8_t* value, const uint8_t* weight, unsigned d, unsigned first, const float* rescale,
+                               const float* unit, float* acc) {
+    __m512i total[R][C] = {};
+    const int8_t* v = value + size_t{first} * 4;
+    for (unsigned quad = 0; quad < 16; ++quad, v += size_t{d} * 4) {
+      __m512i x[C];
+      for (unsigned j = 0; j < C; ++j) x[j] = load(v + 64 * j);
+      for (unsigned r = 0; r < R; ++r) {
+        const __m512i w = broadcast_word(weight + r * 64 + quad * 4);
+        for (unsigned j = 0; j < C; ++j) total[r][j] = _mm512_dpbusd_epi32(total[r][j], w, x[j]);
+      }
+    }
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned j = 0; j < C; ++j) {
+        float* a = acc + size_t{r} * d + first + 16 * j;
+        const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(a), _mm512_set1_ps(rescale[r]));
+        _mm512_storeu_ps(a, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[r][j]), _mm512_set1_ps(unit[r]), kept));
+      }
+    }
+  }
+  template <unsigned R>
+  static void accumulate_values_rows(const int8_t* value, const uint8_t* weight, unsigned d, const float* rescale, const float* unit,
+                                     float* acc) {
+    unsigned i = 0;
+    for (; i + 64 <= d; i += 64) accumulate_block<R, 4>(value, weight, d, i, rescale, unit, acc);
+    for (; i < d; i += 16) accumulate_block<R, 1>(value, weight, d, i, rescale, unit, acc);
+  }
+  static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
+                                const float* unit, float* acc) {
+    switch (n_rows) {
+      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
+      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
+      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
+      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
+    }
+  }
+
+  template <unsigned R>
+  static void dot_rows_block(const float* key, unsigned n, const float* query, unsigned d, float* score) {
+    for (unsigned t = 0; t < 64; t += 4) {
+      __m512 total[R][4] = {};
+      for (unsigned i = 0; t < n && i < d; i += 16) {
+        __m512 k[4];
+        for (unsigned j = 0; j < 4; ++j) k[j] = _mm512_loadu_ps(key + size_t{t + j < n ? t + j : t} * d + i);
+        for (unsigned r = 0; r < R; ++r) {
+          const __m512 q = _mm512_loadu_ps(query + size_t{r} * d + i);
+          for (unsigned j = 0; j < 4; ++j) total[r][j] = _mm512_fmadd_ps(k[j], q, total[r][j]);
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        for (unsigned j = 0; j < 4; ++j) score[r * 64 + t + j] = _mm512_reduce_add_ps(total[r][j]);
+      }
+    }
+  }
+  static void dot_rows(const float* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    switch (n_rows) {
+      case 1: return dot_rows_block<1>(key, n, query, d, score);
+      case 2: return dot_rows_block<2>(key, n, query, d, score);
+      case 3: return dot_rows_block<3>(key, n, query, d, score);
+      default: return dot_rows_block<4>(key, n, query, d, score);
+    }
+  }
+
+  template <unsigned R>
+  static void accumulate_rows_block(const float* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+    for (unsigned i = 0; i < d; i += 16) {
+      __m512 total[R];
+      for (unsigned r = 0; r < R; ++r) total[r] = _mm512_mul_ps(_mm512_loadu_ps(acc + size_t{r} * d + i), _mm512_set1_ps(rescale[r]));
+      for (unsigned t = 0; t < n; ++t) {
+        const __m512 v = _mm512_loadu_ps(value + size_t{t} * d + i);
+        for (unsigned r = 0; r < R; ++r) {
+          const float p = probability[r * 64 + t];
+          // Masked where the probability is zero: values of removed cells must not leak, whatever they are.
+          total[r] = _mm512_mask3_fmadd_ps(v, _mm512_set1_ps(p), total[r], static_cast<__mmask16>(p != 0.0f ? 0xffff : 0));
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) _mm512_storeu_ps(acc + size_t{r} * d + i, total[r]);
+    }
+  }
+  static void accumulate_rows(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+                              const float* rescale, float* acc) {
+    switch (n_rows) {
+      case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);
+      case 2: return accumulate_rows_block<2>(value, n, probability, d, rescale, acc);
+      case 3: return accumulate_rows_block<3>(value, n, probability, d, rescale, acc);
+      default: return accumulate_rows_block<4>(value, n, probability, d, rescale, acc);
+    }
+  }
+};
+
+}  // namespace
+
+const KernelTable kKernelsAvx512 = {"avx512", Avx512::encode_row, attend<Avx512>, finish_row<Avx512>};
+
+}  // namespace kvt::cpu
