@@ -12,7 +12,7 @@ kvt_status kvt_header_write(const kvt_header* header, void* dst, size_t dst_byte
 }
 
 kvt_status kvt_header_read(const void* src, size_t src_bytes, kvt_header* header) {
-  if (src == nullptr || header == nullptr) return KVT_ERROR_INVALID_ARGUMENT;
+  if (src == nullptr || header == nullptr || header->struct_size != sizeof(kvt_header)) return KVT_ERROR_INVALID_ARGUMENT;
   if (src_bytes < KVT_HEADER_BYTES) return KVT_ERROR_TRUNCATED;
   return kvt::parse_header(static_cast<const uint8_t*>(src), header);
 }

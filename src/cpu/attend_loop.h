@@ -21,6 +21,10 @@
 namespace kvt::cpu {
 namespace {
 
+struct Half {
+  uint8_t bytes[2];  // fp16 in a page: no alignment
+};
+
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 inline unsigned row_count(const AttendBlock& b) { return b.n_queries * b.n_group; }
@@ -146,11 +150,18 @@ void attend_codes(const AttendBlock& b) {
     Isa::load_norms(k_page + b.key->norm_offset, soft.key_norm);
     if (b.key->has_residual) Isa::load_norms(k_page + b.key->residual_offset, soft.residual);
     Isa::load_norms(v_page + b.value->norm_offset, soft.value_norm);
-    Isa::unpack_keys(*b.key, k_page, code.key, code.sign);
+    // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
+    const bool direct = rows <= Isa::kDirectRows;
+    if (!direct) Isa::unpack_keys(*b.key, k_page, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
-      Isa::dot_keys(code.key, code.query + size_t{row} * d_k, block, d_k, code.sum);
-      if (b.key->has_residual) Isa::dot_signs(code.sign, code.sketch_query + size_t{row} * d_k, block, d_k, code.sum + 4 * 64);
+      const int8_t *query = code.query + size_t{row} * d_k, *sketch_query = code.sketch_query + size_t{row} * d_k;
+      if (direct) {
+        Isa::dot_page(*b.key, k_page, query, sketch_query, block, code.sum, code.sum + 4 * 64);
+      } else {
+        Isa::dot_keys(code.key, query, block, d_k, code.sum);
+        if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
+      }
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
         float* score = soft.score + size_t{i} * 64;
@@ -165,11 +176,14 @@ void attend_codes(const AttendBlock& b) {
       }
     }
     Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
-    Isa::unpack_values(*b.value, v_page, code.value);
+    if (!direct) Isa::unpack_values(*b.value, v_page, code.value);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
-      Isa::accumulate_values(code.value, soft.weight + size_t{row} * 64, block, d_v, soft.rescale + row, soft.weight_unit + row,
-                             b.acc + size_t{row} * d_v);
+      const uint8_t* weight = soft.weight + size_t{row} * 64;
+      const float *rescale = soft.rescale + row, *unit = soft.weight_unit + row;
+      float* acc = b.acc + size_t{row} * d_v;
+      direct ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
+             : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
     }
   }
 }
@@ -191,10 +205,15 @@ void attend_halves(const AttendBlock& b) {
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
-    Isa::halves_to_floats(k_page, n * d_k, half.key);
+    Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
+    // Few rows read the fp16 rows as they are; many rows share one conversion.
+    const bool direct = rows <= 4;
+    if (!direct) Isa::halves_to_floats(k_page, size_t{n} * d_k, half.key);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
-      Isa::dot_rows(half.key, n, half.query + size_t{row} * d_k, block, d_k, soft.score);
+      const float* query = half.query + size_t{row} * d_k;
+      direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), n, query, block, d_k, soft.score)
+             : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
         float* score = soft.score + size_t{i} * 64;
@@ -203,10 +222,14 @@ void attend_halves(const AttendBlock& b) {
         soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
       }
     }
-    Isa::halves_to_floats(v_page, n * d_v, half.value);
+    Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
+    if (!direct) Isa::halves_to_floats(v_page, size_t{n} * d_v, half.value);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
-      Isa::accumulate_rows(half.value, n, soft.probability + size_t{row} * 64, block, d_v, soft.rescale + row, b.acc + size_t{row} * d_v);
+      const float* probability = soft.probability + size_t{row} * 64;
+      float* acc = b.acc + size_t{row} * d_v;
+      direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), n, probability, block, d_v, soft.rescale + row, acc)
+             : Isa::accumulate_rows(half.value, n, probability, block, d_v, soft.rescale + row, acc);
     }
   }
 }

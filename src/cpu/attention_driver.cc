@@ -118,7 +118,7 @@ void write_unit(const AttentionCall& call, const Unit& unit, const State& state)
         const float rescale = std::exp(largest - sink);  // 0 for a row without cells
         denominator = denominator * rescale + 1.0f;
         for (unsigned i = 0; i < d; ++i) acc[i] *= rescale;
-      } else {
+      } else if (largest > -std::numeric_limits<float>::infinity()) {  // a sink of -inf on a row without cells adds nothing
         denominator += std::exp(sink - largest);
       }
     }

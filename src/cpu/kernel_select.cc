@@ -23,6 +23,9 @@ void for_each_candidate(Visitor visit) {
 #ifdef KVT_HAVE_AVX2
   visit(Candidate{&kKernelsAvx2, features.avx2});
 #endif
+#ifdef KVT_HAVE_NEON
+  visit(Candidate{&kKernelsNeon, features.neon});
+#endif
   visit(Candidate{&kKernelsScalar, true});
 }
 

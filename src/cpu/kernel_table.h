@@ -61,6 +61,9 @@ extern const KernelTable kKernelsAvx2;
 #ifdef KVT_HAVE_AVX512
 extern const KernelTable kKernelsAvx512;
 #endif
+#ifdef KVT_HAVE_NEON
+extern const KernelTable kKernelsNeon;
+#endif
 
 }  // namespace kvt::cpu
 

@@ -41,6 +41,8 @@ inline __m256 exp_negative(__m256 x) {
 }
 
 struct Avx2 : VectorCoder<8> {
+  static constexpr unsigned kDirectRows = 2;  // 16 registers do not hold more rows beside the decoding
+
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
   }
@@ -141,6 +143,64 @@ struct Avx2 : VectorCoder<8> {
     }
   }
 
+  // The same sums straight from the page, T half tiles of 8 tokens at a time. Signs enter as 8 in each byte: an int16 lane would
+  // overflow past 64 dims (64 / 2 * 8 * 127 = 32512), so it widens every 64.
+  template <unsigned R, unsigned T, bool kSigns>
+  static void dot_page_block(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned d,
+                             int32_t* sum, int32_t* sign_sum) {
+    const __m256i table = shuffle_table(levels, kLevelOffset);
+    const __m256i nibble = _mm256_set1_epi8(0x0f), sign = _mm256_set1_epi8(0x08), ones = _mm256_set1_epi16(1);
+    for (unsigned half_tile = 0; half_tile < 8; half_tile += T) {
+      const uint8_t* line = page + size_t{half_tile / 2} * 8 * d + half_tile % 2 * 32;
+      __m256i total[R][T] = {}, sign_total[R][T] = {}, narrow_signs[R][T] = {};
+      for (unsigned i = 0; i < d; i += 16, line += 128) {
+        for (unsigned j = 0; j < T; ++j) {
+          __m256i narrow[R] = {};
+          for (unsigned pair = 0; pair < 2; ++pair) {
+            const __m256i x = load(line + 64 * pair + 32 * j);
+            const __m256i low = _mm256_and_si256(x, nibble), high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+            const __m256i low_level = _mm256_shuffle_epi8(table, low), high_level = _mm256_shuffle_epi8(table, high);
+            for (unsigned r = 0; r < R; ++r) {
+              const int8_t* q = query + size_t{r} * d + i + 8 * pair;
+              narrow[r] = _mm256_add_epi16(narrow[r], _mm256_add_epi16(_mm256_maddubs_epi16(low_level, broadcast_word(q)),
+                                                                       _mm256_maddubs_epi16(high_level, broadcast_word(q + 4))));
+              if constexpr (kSigns) {
+                const int8_t* s = sketch_query + size_t{r} * d + i + 8 * pair;
+                narrow_signs[r][j] = _mm256_add_epi16(narrow_signs[r][j], _mm256_maddubs_epi16(_mm256_and_si256(low, sign), broadcast_word(s)));
+                narrow_signs[r][j] = _mm256_add_epi16(narrow_signs[r][j], _mm256_maddubs_epi16(_mm256_and_si256(high, sign), broadcast_word(s + 4)));
+              }
+            }
+          }
+          for (unsigned r = 0; r < R; ++r) {
+            total[r][j] = _mm256_add_epi32(total[r][j], _mm256_madd_epi16(narrow[r], ones));
+            if (kSigns && (i % 64 == 48 || i + 16 == d)) {
+              sign_total[r][j] = _mm256_add_epi32(sign_total[r][j], _mm256_madd_epi16(narrow_signs[r][j], ones));
+              narrow_signs[r][j] = _mm256_setzero_si256();
+            }
+          }
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        for (unsigned j = 0; j < T; ++j) {
+          const size_t to = r * 64 + (half_tile + j) * 8;
+          store(sum + to, total[r][j]);
+          if constexpr (kSigns) store(sign_sum + to, _mm256_srai_epi32(sign_total[r][j], 3));
+        }
+      }
+    }
+  }
+  template <bool kSigns>
+  static void dot_page_rows(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+                            unsigned d, int32_t* sum, int32_t* sign_sum) {
+    n_rows == 1 ? dot_page_block<1, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum)
+                : dot_page_block<2, 1, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+  }
+  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+                       int32_t* sum, int32_t* sign_sum) {
+    layout.has_residual ? dot_page_rows<true>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum)
+                        : dot_page_rows<false>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum);
+  }
+
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
     const __m256 f = _mm256_set1_ps(factor);
     for (unsigned t = 0; t < 64; t += 8) {
@@ -205,6 +265,14 @@ struct Avx2 : VectorCoder<8> {
     return top / 127.0f + sum_lanes(poison);
   }
 
+  // Bits 3 and 7 of the three lines are bits 0, 1, 2 of the fourth subgroup's codes (format.md 4.2).
+  static __m256i fourth_subgroup(__m256i x0, __m256i x1, __m256i x2) {
+    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(x0, 3), _mm256_set1_epi8(0x11));
+    const __m256i middle = _mm256_and_si256(_mm256_srli_epi16(x1, 2), _mm256_set1_epi8(0x22));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x2, 1), _mm256_set1_epi8(0x44));
+    return _mm256_or_si256(_mm256_or_si256(low, middle), high);
+  }
+
   static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
@@ -227,11 +295,7 @@ struct Avx2 : VectorCoder<8> {
             put(dim, x0);
             put(dim + 16, x1);
             put(dim + 32, x2);
-            // Bits 3 and 7 of the three lines are bits 0, 1, 2 of the fourth subgroup's codes.
-            const __m256i b0 = _mm256_and_si256(_mm256_srli_epi16(x0, 3), _mm256_set1_epi8(0x11));
-            const __m256i b1 = _mm256_and_si256(_mm256_srli_epi16(x1, 2), _mm256_set1_epi8(0x22));
-            const __m256i b2 = _mm256_and_si256(_mm256_srli_epi16(x2, 1), _mm256_set1_epi8(0x44));
-            put(dim + 48, _mm256_or_si256(_mm256_or_si256(b0, b1), b2));
+            put(dim + 48, fourth_subgroup(x0, x1, x2));
           }
           for (unsigned j = 0; j < planes.rest; ++j) {
             put(size_t{64} * planes.blocks + 16 * j + 8 * half, load(lines + planes.rest_line(j) + within));
@@ -274,13 +338,71 @@ struct Avx2 : VectorCoder<8> {
     }
   }
 
+  // The same sums straight from the page, S subgroups of 8 dims at a time: half lines of four subgroups, or of a rest line.
+  template <unsigned R, unsigned S, class LoadLines>
+  static void accumulate_lines(__m256i table, LoadLines load_lines, size_t group_bytes, const uint8_t* weight, unsigned d, unsigned first,
+                               const float* rescale, const float* unit, const uint8_t* page, float* acc) {
+    const __m256i nibble = _mm256_set1_epi8(0x0f), ones = _mm256_set1_epi16(1);
+    __m256i total[R][S] = {};
+    for (unsigned group = 0; group < 2; ++group) {
+      for (unsigned c = 0; c < 4; ++c) {
+        __m256i x[S];
+        load_lines(page + group * group_bytes + c * 64, x);
+        for (unsigned k = 0; k < S; ++k) {
+          const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x[k], nibble));
+          const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x[k], 4), nibble));
+          for (unsigned r = 0; r < R; ++r) {
+            const uint8_t* w = weight + r * 64 + group * 32 + c * 4;
+            const __m256i products = _mm256_add_epi16(_mm256_maddubs_epi16(broadcast_word(w), low), _mm256_maddubs_epi16(broadcast_word(w + 16), high));
+            total[r][k] = _mm256_add_epi32(total[r][k], _mm256_madd_epi16(products, ones));
+          }
+        }
+      }
+    }
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned k = 0; k < S; ++k) {
+        float* a = acc + size_t{r} * d + first + 16 * k;
+        const __m256 kept = _mm256_mul_ps(_mm256_loadu_ps(a), _mm256_set1_ps(rescale[r]));
+        _mm256_storeu_ps(a, _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r][k]), _mm256_set1_ps(unit[r]), kept));
+      }
+    }
+  }
   template <unsigned R>
-  static void dot_rows_block(const float* key, unsigned n, const float* query, unsigned d, float* score) {
-    unsigned t = 0;
-    for (; t + 2 <= n; t += 2) {
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+                                   const float* unit, float* acc) {
+    const ValuePlanes planes(layout.head_dim);
+    const __m256i table = shuffle_table(*layout.table, 0);
+    const unsigned d = layout.head_dim;
+    for (unsigned half = 0; half < 2; ++half) {
+      for (unsigned h = 0; h < planes.blocks; ++h) {
+        auto block = [&](const uint8_t* lines, __m256i* x) {
+          for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, h) + 32 * half);
+          x[3] = fourth_subgroup(x[0], x[1], x[2]);
+        };
+        accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h + 8 * half, rescale, unit, page, acc);
+      }
+      for (unsigned j = 0; j < planes.rest; ++j) {
+        auto rest = [&](const uint8_t* lines, __m256i* x) { x[0] = load(lines + planes.rest_line(j) + 32 * half); };
+        accumulate_lines<R, 1>(table, rest, planes.group_bytes(), weight, d, 64 * planes.blocks + 16 * j + 8 * half, rescale, unit, page, acc);
+      }
+    }
+  }
+  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+                              const float* unit, float* acc) {
+    n_rows == 1 ? accumulate_page_rows<1>(layout, page, weight, rescale, unit, acc)
+                : accumulate_page_rows<2>(layout, page, weight, rescale, unit, acc);
+  }
+
+  static __m256 load_row(const float* p) { return _mm256_loadu_ps(p); }
+  static __m256 load_row(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+
+  template <unsigned R, class T>
+  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
+    for (unsigned t = 0; t < 64; t += 2) {
       __m256 total[R][2] = {};
-      for (unsigned i = 0; i < d; i += 8) {
-        const __m256 k0 = _mm256_loadu_ps(key + size_t{t} * d + i), k1 = _mm256_loadu_ps(key + size_t{t + 1} * d + i);
+      const unsigned second = t + 1 < n ? t + 1 : t;
+      for (unsigned i = 0; t < n && i < d; i += 8) {
+        const __m256 k0 = load_row(key + size_t{t} * d + i), k1 = load_row(key + size_t{second} * d + i);
         for (unsigned r = 0; r < R; ++r) {
           const __m256 q = _mm256_loadu_ps(query + size_t{r} * d + i);
           total[r][0] = _mm256_fmadd_ps(k0, q, total[r][0]);
@@ -292,17 +414,9 @@ struct Avx2 : VectorCoder<8> {
         score[r * 64 + t + 1] = sum_lanes(total[r][1]);
       }
     }
-    for (; t < 64; ++t) {
-      for (unsigned r = 0; r < R; ++r) {
-        __m256 total = _mm256_setzero_ps();
-        for (unsigned i = 0; t < n && i < d; i += 8) {
-          total = _mm256_fmadd_ps(_mm256_loadu_ps(key + size_t{t} * d + i), _mm256_loadu_ps(query + size_t{r} * d + i), total);
-        }
-        score[r * 64 + t] = sum_lanes(total);
-      }
-    }
   }
-  static void dot_rows(const float* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  template <class T>
+  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     switch (n_rows) {
       case 1: return dot_rows_block<1>(key, n, query, d, score);
       case 2: return dot_rows_block<2>(key, n, query, d, score);
@@ -311,39 +425,38 @@ struct Avx2 : VectorCoder<8> {
     }
   }
 
-  template <unsigned R, bool kSelect>
-  static void accumulate_rows_block(const float* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
-    for (unsigned i = 0; i < d; i += 8) {
-      __m256 total[R];
-      for (unsigned r = 0; r < R; ++r) total[r] = _mm256_mul_ps(_mm256_loadu_ps(acc + size_t{r} * d + i), _mm256_set1_ps(rescale[r]));
-      for (unsigned t = 0; t < n; ++t) {
-        const __m256 v = _mm256_loadu_ps(value + size_t{t} * d + i);
-        for (unsigned r = 0; r < R; ++r) {
-          const __m256 p = _mm256_set1_ps(probability[r * 64 + t]);
-          const __m256 used = kSelect ? _mm256_and_ps(v, _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_NEQ_UQ)) : v;
-          total[r] = _mm256_fmadd_ps(p, used, total[r]);
+  template <unsigned R, class T>
+  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+    for (unsigned i = 0; i < d; i += 16) {
+      __m256 total[R][2];
+      for (unsigned r = 0; r < R; ++r) {
+        for (unsigned j = 0; j < 2; ++j) {
+          total[r][j] = _mm256_mul_ps(_mm256_loadu_ps(acc + size_t{r} * d + i + 8 * j), _mm256_set1_ps(rescale[r]));
         }
       }
-      for (unsigned r = 0; r < R; ++r) _mm256_storeu_ps(acc + size_t{r} * d + i, total[r]);
+      for (unsigned t = 0; t < n; ++t) {
+        const __m256 v0 = load_row(value + size_t{t} * d + i), v1 = load_row(value + size_t{t} * d + i + 8);
+        for (unsigned r = 0; r < R; ++r) {
+          const float p = probability[r * 64 + t];
+          if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
+          total[r][0] = _mm256_fmadd_ps(v0, _mm256_set1_ps(p), total[r][0]);
+          total[r][1] = _mm256_fmadd_ps(v1, _mm256_set1_ps(p), total[r][1]);
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        for (unsigned j = 0; j < 2; ++j) _mm256_storeu_ps(acc + size_t{r} * d + i + 8 * j, total[r][j]);
+      }
     }
   }
-  template <bool kSelect>
-  static void accumulate_rows_select(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
-                                     const float* rescale, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_rows_block<1, kSelect>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_block<2, kSelect>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_block<3, kSelect>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_block<4, kSelect>(value, n, probability, d, rescale, acc);
-    }
-  }
-  // Values that are not finite must not leak from removed cells through 0 * NaN: only such pages pay for the selection.
-  static void accumulate_rows(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  template <class T>
+  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    __m256 poison = _mm256_setzero_ps();
-    for (size_t i = 0; i < size_t{n} * d; i += 8) poison = _mm256_fmadd_ps(_mm256_loadu_ps(value + i), _mm256_setzero_ps(), poison);
-    sum_lanes(poison) == 0 ? accumulate_rows_select<false>(value, n, probability, n_rows, d, rescale, acc)
-                           : accumulate_rows_select<true>(value, n, probability, n_rows, d, rescale, acc);
+    switch (n_rows) {
+      case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);
+      case 2: return accumulate_rows_block<2>(value, n, probability, d, rescale, acc);
+      case 3: return accumulate_rows_block<3>(value, n, probability, d, rescale, acc);
+      default: return accumulate_rows_block<4>(value, n, probability, d, rescale, acc);
+    }
   }
 };
 

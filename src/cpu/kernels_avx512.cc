@@ -29,6 +29,8 @@ inline __m512 exp_negative(__m512 x) {
 }
 
 struct Avx512 : VectorCoder<16> {
+  static constexpr unsigned kDirectRows = 4;
+
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
   }
@@ -104,6 +106,59 @@ struct Avx512 : VectorCoder<16> {
     dot_keys(sign, query, n_rows, d, sum);
   }
 
+  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
+  // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
+  template <unsigned R, unsigned T, bool kSigns>
+  static void dot_page_block(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned d,
+                             int32_t* sum, int32_t* sign_sum) {
+    const __m512i table = permute_table(levels, kLevelOffset);
+    const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    for (unsigned tile = 0; tile < 4; tile += T) {
+      const uint8_t* line = page + size_t{tile} * 8 * d;
+      __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
+      for (unsigned i = 0; i < d; i += 8, line += 64) {
+        for (unsigned j = 0; j < T; ++j) {
+          const __m512i x = load(line + size_t{j} * 8 * d);
+          const __m512i low = _mm512_permutexvar_epi8(x, table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 4), table);
+          for (unsigned r = 0; r < R; ++r) {
+            const int8_t* q = query + size_t{r} * d + i;
+            total[r][j] = _mm512_dpbusd_epi32(total[r][j], low, broadcast_word(q));
+            total[r][j] = _mm512_dpbusd_epi32(total[r][j], high, broadcast_word(q + 4));
+            if constexpr (kSigns) {
+              const int8_t* s = sketch_query + size_t{r} * d + i;
+              low_total[r][j] = _mm512_dpbusd_epi32(low_total[r][j], _mm512_and_si512(x, low_sign), broadcast_word(s));
+              high_total[r][j] = _mm512_dpbusd_epi32(high_total[r][j], _mm512_and_si512(x, high_sign), broadcast_word(s + 4));
+            }
+          }
+        }
+      }
+      for (unsigned r = 0; r < R; ++r) {
+        for (unsigned j = 0; j < T; ++j) {
+          const size_t to = r * 64 + (tile + j) * 16;
+          store(sum + to, total[r][j]);
+          if constexpr (kSigns) {
+            store(sign_sum + to, _mm512_add_epi32(_mm512_srai_epi32(low_total[r][j], 3), _mm512_srai_epi32(high_total[r][j], 7)));
+          }
+        }
+      }
+    }
+  }
+  template <bool kSigns>
+  static void dot_page_rows(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+                            unsigned d, int32_t* sum, int32_t* sign_sum) {
+    switch (n_rows) {
+      case 1: return dot_page_block<1, 4, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+      case 2: return dot_page_block<2, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+      case 3: return dot_page_block<3, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+      default: return dot_page_block<4, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+    }
+  }
+  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+                       int32_t* sum, int32_t* sign_sum) {
+    layout.has_residual ? dot_page_rows<true>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum)
+                        : dot_page_rows<false>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum);
+  }
+
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
     const __m512 f = _mm512_set1_ps(factor);
     for (unsigned t = 0; t < 64; t += 16) {
@@ -164,6 +219,14 @@ struct Avx512 : VectorCoder<16> {
     return top / 127.0f + _mm512_reduce_add_ps(poison);
   }
 
+  // Bits 3 and 7 of the three lines are bits 0, 1, 2 of the fourth subgroup's codes (format.md 4.2).
+  static __m512i fourth_subgroup(__m512i x0, __m512i x1, __m512i x2) {
+    const __m512i low = _mm512_and_si512(_mm512_srli_epi16(x0, 3), _mm512_set1_epi8(0x11));
+    const __m512i middle = _mm512_and_si512(_mm512_srli_epi16(x1, 2), _mm512_set1_epi8(0x22));
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(x2, 1), _mm512_set1_epi8(0x44));
+    return _mm512_ternarylogic_epi32(low, middle, high, 0xfe);  // or
+  }
+
   static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
@@ -183,11 +246,7 @@ struct Avx512 : VectorCoder<16> {
           put(dim, x0);
           put(dim + 16, x1);
           put(dim + 32, x2);
-          // Bits 3 and 7 of the three lines are bits 0, 1, 2 of the fourth subgroup's codes.
-          const __m512i low = _mm512_and_si512(_mm512_srli_epi16(x0, 3), _mm512_set1_epi8(0x11));
-          const __m512i middle = _mm512_and_si512(_mm512_srli_epi16(x1, 2), _mm512_set1_epi8(0x22));
-          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(x2, 1), _mm512_set1_epi8(0x44));
-          put(dim + 48, _mm512_ternarylogic_epi32(low, middle, high, 0xfe));
+          put(dim + 48, fourth_subgroup(x0, x1, x2));
         }
         for (unsigned j = 0; j < planes.rest; ++j) put(size_t{64} * planes.blocks + 16 * j, load(lines + planes.rest_line(j) + c * 64));
       }
@@ -233,13 +292,71 @@ struct Avx512 : VectorCoder<16> {
     }
   }
 
+  // The same sums straight from the page, S subgroups of 16 dims at a time: four of three lines, or rest lines.
+  template <unsigned R, unsigned S, class LoadLines>
+  static void accumulate_lines(__m512i table, LoadLines load_lines, size_t group_bytes, const uint8_t* weight, unsigned d, unsigned first,
+                               const float* rescale, const float* unit, const uint8_t* page, float* acc) {
+    __m512i total[R][S] = {};
+    for (unsigned group = 0; group < 2; ++group) {
+      for (unsigned c = 0; c < 4; ++c) {
+        __m512i x[S];
+        load_lines(page + group * group_bytes + c * 64, x);
+        for (unsigned k = 0; k < S; ++k) {
+          const __m512i low = _mm512_permutexvar_epi8(x[k], table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x[k], 4), table);
+          for (unsigned r = 0; r < R; ++r) {
+            const uint8_t* w = weight + r * 64 + group * 32 + c * 4;
+            total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w), low);
+            total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w + 16), high);
+          }
+        }
+      }
+    }
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned k = 0; k < S; ++k) {
+        float* a = acc + size_t{r} * d + first + 16 * k;
+        const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(a), _mm512_set1_ps(rescale[r]));
+        _mm512_storeu_ps(a, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[r][k]), _mm512_set1_ps(unit[r]), kept));
+      }
+    }
+  }
   template <unsigned R>
-  static void dot_rows_block(const float* key, unsigned n, const float* query, unsigned d, float* score) {
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+                                   const float* unit, float* acc) {
+    const ValuePlanes planes(layout.head_dim);
+    const __m512i table = permute_table(*layout.table, 0);
+    const unsigned d = layout.head_dim;
+    for (unsigned h = 0; h < planes.blocks; ++h) {
+      auto block = [&](const uint8_t* lines, __m512i* x) {
+        for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, h));
+        x[3] = fourth_subgroup(x[0], x[1], x[2]);
+      };
+      accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h, rescale, unit, page, acc);
+    }
+    for (unsigned j = 0; j < planes.rest; ++j) {
+      auto rest = [&](const uint8_t* lines, __m512i* x) { x[0] = load(lines + planes.rest_line(j)); };
+      accumulate_lines<R, 1>(table, rest, planes.group_bytes(), weight, d, 64 * planes.blocks + 16 * j, rescale, unit, page, acc);
+    }
+  }
+  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+                              const float* unit, float* acc) {
+    switch (n_rows) {
+      case 1: return accumulate_page_rows<1>(layout, page, weight, rescale, unit, acc);
+      case 2: return accumulate_page_rows<2>(layout, page, weight, rescale, unit, acc);
+      case 3: return accumulate_page_rows<3>(layout, page, weight, rescale, unit, acc);
+      default: return accumulate_page_rows<4>(layout, page, weight, rescale, unit, acc);
+    }
+  }
+
+  static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }
+  static __m512 load_row(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+  template <unsigned R, class T>
+  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       __m512 total[R][4] = {};
       for (unsigned i = 0; t < n && i < d; i += 16) {
         __m512 k[4];
-        for (unsigned j = 0; j < 4; ++j) k[j] = _mm512_loadu_ps(key + size_t{t + j < n ? t + j : t} * d + i);
+        for (unsigned j = 0; j < 4; ++j) k[j] = load_row(key + size_t{t + j < n ? t + j : t} * d + i);
         for (unsigned r = 0; r < R; ++r) {
           const __m512 q = _mm512_loadu_ps(query + size_t{r} * d + i);
           for (unsigned j = 0; j < 4; ++j) total[r][j] = _mm512_fmadd_ps(k[j], q, total[r][j]);
@@ -250,7 +367,8 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static void dot_rows(const float* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  template <class T>
+  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     switch (n_rows) {
       case 1: return dot_rows_block<1>(key, n, query, d, score);
       case 2: return dot_rows_block<2>(key, n, query, d, score);
@@ -259,23 +377,24 @@ struct Avx512 : VectorCoder<16> {
     }
   }
 
-  template <unsigned R>
-  static void accumulate_rows_block(const float* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  template <unsigned R, class T>
+  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     for (unsigned i = 0; i < d; i += 16) {
       __m512 total[R];
       for (unsigned r = 0; r < R; ++r) total[r] = _mm512_mul_ps(_mm512_loadu_ps(acc + size_t{r} * d + i), _mm512_set1_ps(rescale[r]));
       for (unsigned t = 0; t < n; ++t) {
-        const __m512 v = _mm512_loadu_ps(value + size_t{t} * d + i);
+        const __m512 v = load_row(value + size_t{t} * d + i);
         for (unsigned r = 0; r < R; ++r) {
           const float p = probability[r * 64 + t];
-          // Masked where the probability is zero: values of removed cells must not leak, whatever they are.
-          total[r] = _mm512_mask3_fmadd_ps(v, _mm512_set1_ps(p), total[r], static_cast<__mmask16>(p != 0.0f ? 0xffff : 0));
+          if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
+          total[r] = _mm512_fmadd_ps(v, _mm512_set1_ps(p), total[r]);
         }
       }
       for (unsigned r = 0; r < R; ++r) _mm512_storeu_ps(acc + size_t{r} * d + i, total[r]);
     }
   }
-  static void accumulate_rows(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  template <class T>
+  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     switch (n_rows) {
       case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);

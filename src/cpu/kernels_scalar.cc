@@ -8,6 +8,10 @@ namespace kvt::cpu {
 namespace {
 
 struct Scalar {
+  static constexpr unsigned kDirectRows = 0;
+  static void dot_page(const SideLayout&, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
+  static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
+
   static void rotate_forward(const SignTable& signs, unsigned d, float* v) { reference::rotate_forward(signs, d, v); }
   static void rotate_backward(const SignTable& signs, unsigned d, float* v) { reference::rotate_backward(signs, d, v); }
   static void prefetch_page(const uint8_t*, size_t) {}
@@ -136,16 +140,21 @@ struct Scalar {
   static void halves_to_floats(const uint8_t* from, size_t n, float* to) {
     for (size_t i = 0; i < n; ++i) to[i] = half_to_float(static_cast<uint16_t>(from[2 * i] | from[2 * i + 1] << 8));
   }
-  static void dot_rows(const float* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static float value_of(float x) { return x; }
+  static float value_of(Half x) { return half_to_float(static_cast<uint16_t>(x.bytes[0] | x.bytes[1] << 8)); }
+
+  template <class T>
+  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     for (unsigned row = 0; row < n_rows; ++row) {
       for (unsigned t = 0; t < 64; ++t) {
         float total = 0;
-        for (unsigned i = 0; t < n && i < d; ++i) total += key[size_t{t} * d + i] * query[size_t{row} * d + i];
+        for (unsigned i = 0; t < n && i < d; ++i) total += value_of(key[size_t{t} * d + i]) * query[size_t{row} * d + i];
         score[row * 64 + t] = total;
       }
     }
   }
-  static void accumulate_rows(const float* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  template <class T>
+  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     for (unsigned row = 0; row < n_rows; ++row) {
       float* a = acc + size_t{row} * d;
@@ -153,7 +162,7 @@ struct Scalar {
       for (unsigned t = 0; t < n; ++t) {
         const float p = probability[row * 64 + t];
         if (p == 0.0f) continue;  // a removed cell, whatever its value
-        for (unsigned i = 0; i < d; ++i) a[i] += p * value[size_t{t} * d + i];
+        for (unsigned i = 0; i < d; ++i) a[i] += p * value_of(value[size_t{t} * d + i]);
       }
     }
   }
