@@ -7,8 +7,8 @@
 
 namespace {
 
-constexpr const char* kCodecNames[] = {"f16", "hybrid", "scalar43"};  // by kvt_codec_id
-constexpr int kCodecCount = 3;
+constexpr const char* kCodecNames[] = {"f16", "hybrid", "scalar43", "k4v3"};  // by kvt_codec_id
+constexpr int kCodecCount = 4;
 
 }  // namespace
 

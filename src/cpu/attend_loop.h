@@ -25,6 +25,25 @@ struct Half {
   uint8_t bytes[2];  // fp16 in a page: no alignment
 };
 
+// How the nibbles of a key page become levels.
+enum class KeyKind { kScalar, kSigns, kTrellis };
+
+// The line `steps` before line c, the first of its trellis chain (format.md 4.4): a line of the same tile, its nibbles rotated once
+// for each time that the chain wraps from one nibble position to the next.
+struct ChainLine {
+  unsigned line;
+  unsigned rotate;  // bits, left, within 32-bit words
+};
+inline ChainLine line_before_chain(unsigned n_lines, unsigned c, unsigned steps) {
+  const unsigned n = (n_lines - c + 3) / 4;
+  unsigned i = 0, rotate = 0;
+  for (; i < steps; i += n) rotate += 4;
+  return {c + 4 * (i - steps), rotate};
+}
+
+// Vector kernels read trellis values in blocks of 64 dims; the rest lines of other head dims are left to plain loops.
+inline bool has_value_blocks_only(const SideLayout& value) { return !value.table->trellis || value.head_dim % 64 == 0; }
+
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 inline unsigned row_count(const AttendBlock& b) { return b.n_queries * b.n_group; }
@@ -176,14 +195,15 @@ void attend_codes(const AttendBlock& b) {
       }
     }
     Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
-    if (!direct) Isa::unpack_values(*b.value, v_page, code.value);
+    const bool direct_values = direct && has_value_blocks_only(*b.value);
+    if (!direct_values) Isa::unpack_values(*b.value, v_page, code.value);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const uint8_t* weight = soft.weight + size_t{row} * 64;
       const float *rescale = soft.rescale + row, *unit = soft.weight_unit + row;
       float* acc = b.acc + size_t{row} * d_v;
-      direct ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
-             : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
+      direct_values ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
+                    : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
     }
   }
 }

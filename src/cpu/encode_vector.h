@@ -9,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/trellis_vector.h"
 #include "format/half.h"
 #include "format/page_layout.h"
 #include "format/rotation_tables.h"
@@ -57,7 +58,7 @@ class VectorCoder {
 
   static void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
     if (layout.codec == KVT_CODEC_F16) return encode_f16(layout, x, page, slot);
-    layout.table->bits == 3 ? encode<3>(layout, *layout.table, x, page, slot) : encode<4>(layout, *layout.table, x, page, slot);
+    encode(layout, *layout.table, x, page, slot);
   }
 
  private:
@@ -137,33 +138,67 @@ class VectorCoder {
   static void store_half(uint8_t* to, uint16_t h) { std::memcpy(to, &h, sizeof h); }  // little-endian machines only use this file
   static uint16_t stored_norm(float n) { return float_to_half(n < kHalfMax ? n : kHalfMax); }
 
+  // Codes of y and their values, by comparison with every threshold.
   template <unsigned kBits>
+  static void quantise_scalar(const LevelTable& table, unsigned n_vectors, const F* y, uint8_t* codes, F* quantised) {
+    for (unsigned i = 0; i < n_vectors; ++i) {
+      I code = {}, level = I{} + table.levels[0];
+      for (unsigned j = 0; j + 1 < (1u << kBits); ++j) {
+        const I above = y[i] > F{} + table.thresholds[j];  // -1 where true
+        code -= above;
+        level += above & (table.levels[j + 1] - table.levels[j]);
+      }
+      narrow(code, codes + i * N);
+      quantised[i] = table.step * __builtin_convertvector(level, F);
+    }
+  }
+  template <unsigned kBits>
+  static void quantise_trellis(const SideLayout& layout, const LevelTable& table, const F* y, uint8_t* codes, F* quantised) {
+    SubsetChoices choices;
+    for (unsigned i = 0; i < layout.head_dim / N; ++i) {
+      for (unsigned z = 0; z < 4; ++z) {
+        I m = {}, level = I{} + table.levels[z];
+        for (unsigned j = 0; j + 1 < (1u << kBits) / 2; ++j) {
+          const I above = y[i] > F{} + table.thresholds[z * kSubsetThresholds + j];
+          m -= above;
+          level += above & (table.levels[4 * j + 4 + z] - table.levels[4 * j + z]);
+        }
+        const F value = table.step * __builtin_convertvector(level, F), error = y[i] - value, cost = error * error;
+        narrow(m, choices.m[z] + i * N);
+        std::memcpy(choices.quantised[z] + i * N, &value, sizeof value);
+        std::memcpy(choices.cost[z] + i * N, &cost, sizeof cost);
+      }
+    }
+    const TrellisChains& chains = trellis_chains(layout.side, layout.head_dim);
+    alignas(64) float values[kMaxHeadDim];
+    search_vector<N == 16 ? 16 : 8>(table, chains, choices, codes, values);
+    read_row(values, layout.head_dim, quantised);
+  }
+  static void narrow(I code, uint8_t* to) {
+    typedef uint8_t B __attribute__((vector_size(N)));
+    const B bytes = __builtin_convertvector(code, B);
+    std::memcpy(to, &bytes, N);
+  }
+
   static void encode(const SideLayout& layout, const LevelTable& table, const float* row, uint8_t* page, unsigned slot) {
     const unsigned d = layout.head_dim, n_vectors = d / N;
     F x[kMaxVectors];
-    I code[kMaxVectors];
+    alignas(64) uint8_t codes[kMaxHeadDim] = {};
     read_row(row, d, x);
     const float n = std::sqrt(ordered_dot(x, x, d));
     uint16_t norm = 0, residual = 0;
     if (!std::isfinite(n) || n == 0) {
       norm = residual = n == 0 ? 0 : kHalfNan;
-      for (unsigned i = 0; i < n_vectors; ++i) code[i] = I{};
     } else {
       F quantised[kMaxVectors];
       flip(kMasksRotation, d, x);
       transform(d, x);
       const float inverse = 1.0f / n;
-      for (unsigned i = 0; i < n_vectors; ++i) {
-        const F y = x[i] * inverse;
-        I c = {}, level = I{} + table.levels[0];
-        for (unsigned j = 0; j + 1 < (1u << kBits); ++j) {
-          const I above = y > F{} + table.thresholds[j];  // -1 where true
-          c -= above;
-          level += above & (table.levels[j + 1] - table.levels[j]);
-        }
-        x[i] = y;
-        code[i] = c;
-        quantised[i] = table.step * __builtin_convertvector(level, F);
+      for (unsigned i = 0; i < n_vectors; ++i) x[i] *= inverse;
+      if (table.trellis) {
+        table.bits == 3 ? quantise_trellis<3>(layout, table, x, codes, quantised) : quantise_trellis<4>(layout, table, x, codes, quantised);
+      } else {
+        table.bits == 3 ? quantise_scalar<3>(table, n_vectors, x, codes, quantised) : quantise_scalar<4>(table, n_vectors, x, codes, quantised);
       }
       if (layout.codec == KVT_CODEC_HYBRID) {
         norm = stored_norm(n);
@@ -177,18 +212,16 @@ class VectorCoder {
         residual = stored_norm((n * std::sqrt(ordered_dot(x, x, d))) * (1.0f / std::sqrt(static_cast<float>(d))));
         flip(kMasksSketch, d, x);
         transform(d, x);
-        for (unsigned i = 0; i < n_vectors; ++i) code[i] |= (x[i] < F{}) & 8;
+        for (unsigned i = 0; i < n_vectors; ++i) {
+          alignas(64) uint8_t signs[N];
+          narrow((x[i] < F{}) & 8, signs);
+          for (unsigned l = 0; l < N; ++l) codes[i * N + l] = static_cast<uint8_t>(codes[i * N + l] | signs[l]);
+        }
       }
     }
     store_half(page + layout.norm_offset + 2 * size_t{slot}, norm);
     if (layout.has_residual) store_half(page + layout.residual_offset + 2 * size_t{slot}, residual);
-    alignas(64) uint8_t bytes[kMaxHeadDim];
-    typedef uint8_t B __attribute__((vector_size(N)));
-    for (unsigned i = 0; i < n_vectors; ++i) {
-      const B narrow = __builtin_convertvector(code[i], B);
-      std::memcpy(bytes + i * N, &narrow, N);
-    }
-    layout.side == KVT_KEY ? write_key(d, bytes, page, slot) : write_value(d, bytes, page, slot);
+    layout.side == KVT_KEY ? write_key(d, codes, page, slot) : write_value(d, codes, page, slot);
   }
 
   static void write_key(unsigned d, const uint8_t* codes, uint8_t* page, unsigned slot) {

@@ -3,6 +3,7 @@
 
 #include "cpu/attend_loop.h"
 #include "cpu/encode_vector.h"
+#include "cpu/unpack_plain.h"
 
 namespace kvt::cpu {
 namespace {
@@ -67,28 +68,94 @@ struct Avx2 : VectorCoder<8> {
     return _mm256_movemask_ps(any) != 0;
   }
 
-  // 16 table bytes in both halves; entries past 1 << bits repeat, so that sign bits in the index do not matter.
+  // 16 table bytes in both halves; entries past n_levels repeat, so that sign bits in the index do not matter.
   static __m256i shuffle_table(const LevelTable& table, int offset) {
     alignas(16) int8_t bytes[16];
-    for (unsigned i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & ((1u << table.bits) - 1)] + offset);
+    for (unsigned i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & (table.n_levels() - 1)] + offset);
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+  // Trellis, the half for one z0: index bits m (bits - 1 of them), z1 from low to high; with 3-bit codes z0 is index bit 3.
+  static __m256i shuffle_trellis_table(const LevelTable& table, unsigned z0, int offset) {
+    alignas(16) int8_t bytes[16];
+    const unsigned m_bits = table.bits - 1;
+    for (unsigned i = 0; i < 16; ++i) {
+      const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, bit = m_bits == 3 ? z0 : i >> 3;
+      bytes[i] = static_cast<int8_t>(table.levels[m << 2 | z1 << 1 | bit] + offset);
+    }
     return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
   }
 
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const __m256i table = shuffle_table(*layout.table, kLevelOffset);
-    const __m256i nibble = _mm256_set1_epi8(0x0f), one = _mm256_set1_epi8(1);
-    const size_t n_lines = size_t{layout.head_dim} / 2;
-    for (size_t i = 0; i < n_lines * 2; ++i) {  // half lines of 32 bytes
-      const __m256i x = load(page + i * 32);
-      const __m256i low = _mm256_and_si256(x, nibble), high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
-      const size_t to = i / 2 * 128 + i % 2 * 32;
-      store(key + to, _mm256_shuffle_epi8(table, low));
-      store(key + to + 64, _mm256_shuffle_epi8(table, high));
-      if (layout.has_residual) {
-        store(sign + to, _mm256_and_si256(_mm256_srli_epi16(low, 3), one));
-        store(sign + to + 64, _mm256_and_si256(_mm256_srli_epi16(high, 3), one));
+  // Levels of half a key line, 8 tokens: dims 8u..8u+3 (low) and 8u+4..8u+7 (high); the raw nibbles beside them.
+  struct KeyLevels {
+    __m256i low, high, low_nibble, high_nibble;
+  };
+  struct KeyTables {
+    __m256i level, level_z0;  // the second for z0 = 1, trellis only
+    explicit KeyTables(const LevelTable& table)
+        : level(table.trellis ? shuffle_trellis_table(table, 0, kLevelOffset) : shuffle_table(table, kLevelOffset)),
+          level_z0(table.trellis ? shuffle_trellis_table(table, 1, kLevelOffset) : level) {}
+  };
+  // Calls visit(u, KeyLevels) for each line u of the half tile at `tile`; trellis lines come chain by chain.
+  template <KeyKind kKind, class Visit>
+  static void for_each_key_line(const KeyTables& tables, const uint8_t* tile, unsigned n_lines, Visit visit) {
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    auto look_up = [&](__m256i x) {
+      KeyLevels levels;
+      levels.low_nibble = _mm256_and_si256(x, nibble);
+      levels.high_nibble = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+      levels.low = _mm256_shuffle_epi8(tables.level, levels.low_nibble);
+      levels.high = _mm256_shuffle_epi8(tables.level, levels.high_nibble);
+      return levels;
+    };
+    if constexpr (kKind != KeyKind::kTrellis) {
+      for (unsigned u = 0; u < n_lines; ++u) visit(u, look_up(load(tile + u * 64)));
+      return;
+    }
+    for (unsigned c = 0; c < 4; ++c) {
+      __m256i before[3];  // the lines 1, 2 and 3 back
+      for (unsigned back = 0; back < 3; ++back) {
+        const ChainLine at = line_before_chain(n_lines, c, back + 1);
+        const __m256i line = load(tile + at.line * 64);
+        const int left = static_cast<int>(at.rotate);
+        before[back] = _mm256_or_si256(_mm256_slli_epi32(line, left), _mm256_srli_epi32(line, 32 - left));
+      }
+      for (unsigned u = c; u < n_lines; u += 4) {
+        const __m256i x = load(tile + u * 64), p2 = before[1];
+        // Bit 3 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]. z0 = t[-2] chooses the table: bit 7 of each byte selects.
+        const __m256i flips = _mm256_and_si256(_mm256_xor_si256(before[0], before[2]), _mm256_set1_epi8(static_cast<char>(0x88)));
+        KeyLevels levels = look_up(_mm256_xor_si256(x, flips));
+        levels.low = _mm256_blendv_epi8(levels.low, _mm256_shuffle_epi8(tables.level_z0, levels.low_nibble), _mm256_slli_epi16(p2, 4));
+        levels.high = _mm256_blendv_epi8(levels.high, _mm256_shuffle_epi8(tables.level_z0, levels.high_nibble), p2);
+        before[2] = p2;
+        before[1] = before[0];
+        before[0] = x;
+        visit(u, levels);
       }
     }
+  }
+
+  template <KeyKind kKind>
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const KeyTables tables(*layout.table);
+    const __m256i one = _mm256_set1_epi8(1);
+    const unsigned n_lines = layout.head_dim / 8;
+    for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
+      const size_t tile = half_tile / 2, half = half_tile % 2 * 32;
+      for_each_key_line<kKind>(tables, page + tile * n_lines * 64 + half, n_lines, [&](unsigned u, const KeyLevels& levels) {
+        const size_t to = (tile * n_lines + u) * 128 + half;
+        store(key + to, levels.low);
+        store(key + to + 64, levels.high);
+        if constexpr (kKind == KeyKind::kSigns) {
+          store(sign + to, _mm256_and_si256(_mm256_srli_epi16(levels.low_nibble, 3), one));
+          store(sign + to + 64, _mm256_and_si256(_mm256_srli_epi16(levels.high_nibble, 3), one));
+        }
+      });
+    }
+  }
+  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
+    : layout.has_residual ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
+                          : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
   }
 
   // Four u8 x s8 products of 16 dims add up in int16 without saturation (quantise_query), then widen: 9 d / 128 a row.
@@ -143,62 +210,53 @@ struct Avx2 : VectorCoder<8> {
     }
   }
 
-  // The same sums straight from the page, T half tiles of 8 tokens at a time. Signs enter as 8 in each byte: an int16 lane would
-  // overflow past 64 dims (64 / 2 * 8 * 127 = 32512), so it widens every 64.
-  template <unsigned R, unsigned T, bool kSigns>
-  static void dot_page_block(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned d,
-                             int32_t* sum, int32_t* sign_sum) {
-    const __m256i table = shuffle_table(levels, kLevelOffset);
-    const __m256i nibble = _mm256_set1_epi8(0x0f), sign = _mm256_set1_epi8(0x08), ones = _mm256_set1_epi16(1);
-    for (unsigned half_tile = 0; half_tile < 8; half_tile += T) {
-      const uint8_t* line = page + size_t{half_tile / 2} * 8 * d + half_tile % 2 * 32;
-      __m256i total[R][T] = {}, sign_total[R][T] = {}, narrow_signs[R][T] = {};
-      for (unsigned i = 0; i < d; i += 16, line += 128) {
-        for (unsigned j = 0; j < T; ++j) {
-          __m256i narrow[R] = {};
-          for (unsigned pair = 0; pair < 2; ++pair) {
-            const __m256i x = load(line + 64 * pair + 32 * j);
-            const __m256i low = _mm256_and_si256(x, nibble), high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
-            const __m256i low_level = _mm256_shuffle_epi8(table, low), high_level = _mm256_shuffle_epi8(table, high);
-            for (unsigned r = 0; r < R; ++r) {
-              const int8_t* q = query + size_t{r} * d + i + 8 * pair;
-              narrow[r] = _mm256_add_epi16(narrow[r], _mm256_add_epi16(_mm256_maddubs_epi16(low_level, broadcast_word(q)),
-                                                                       _mm256_maddubs_epi16(high_level, broadcast_word(q + 4))));
-              if constexpr (kSigns) {
-                const int8_t* s = sketch_query + size_t{r} * d + i + 8 * pair;
-                narrow_signs[r][j] = _mm256_add_epi16(narrow_signs[r][j], _mm256_maddubs_epi16(_mm256_and_si256(low, sign), broadcast_word(s)));
-                narrow_signs[r][j] = _mm256_add_epi16(narrow_signs[r][j], _mm256_maddubs_epi16(_mm256_and_si256(high, sign), broadcast_word(s + 4)));
-              }
-            }
-          }
-          for (unsigned r = 0; r < R; ++r) {
-            total[r][j] = _mm256_add_epi32(total[r][j], _mm256_madd_epi16(narrow[r], ones));
-            if (kSigns && (i % 64 == 48 || i + 16 == d)) {
-              sign_total[r][j] = _mm256_add_epi32(sign_total[r][j], _mm256_madd_epi16(narrow_signs[r][j], ones));
-              narrow_signs[r][j] = _mm256_setzero_si256();
+  // The same sums straight from the page. Each line widens at once, since trellis lines that share an int16 lane's bound do not come
+  // together. Signs enter as 8 in each byte: an int16 lane would overflow past 64 dims (64 / 2 * 8 * 127 = 32512), so it widens too.
+  template <unsigned R, KeyKind kKind>
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+                            int32_t* sign_sum) {
+    constexpr bool kSigns = kKind == KeyKind::kSigns;
+    const unsigned d = layout.head_dim, n_lines = d / 8;
+    const KeyTables tables(*layout.table);
+    const __m256i sign = _mm256_set1_epi8(0x08), ones = _mm256_set1_epi16(1);
+    for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
+      const uint8_t* tile = page + size_t{half_tile / 2} * n_lines * 64 + half_tile % 2 * 32;
+      __m256i total[R] = {}, sign_total[R] = {}, narrow_signs[R] = {};
+      for_each_key_line<kKind>(tables, tile, n_lines, [&](unsigned u, const KeyLevels& levels) {
+        for (unsigned r = 0; r < R; ++r) {
+          const int8_t* q = query + size_t{r} * d + 8 * u;
+          const __m256i narrow = _mm256_add_epi16(_mm256_maddubs_epi16(levels.low, broadcast_word(q)),
+                                                  _mm256_maddubs_epi16(levels.high, broadcast_word(q + 4)));
+          total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(narrow, ones));
+          if constexpr (kSigns) {
+            const int8_t* s = sketch_query + size_t{r} * d + 8 * u;
+            const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(levels.low_nibble, sign), broadcast_word(s));
+            const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(levels.high_nibble, sign), broadcast_word(s + 4));
+            narrow_signs[r] = _mm256_add_epi16(narrow_signs[r], _mm256_add_epi16(low, high));
+            if (u % 8 == 7 || u + 1 == n_lines) {
+              sign_total[r] = _mm256_add_epi32(sign_total[r], _mm256_madd_epi16(narrow_signs[r], ones));
+              narrow_signs[r] = _mm256_setzero_si256();
             }
           }
         }
-      }
+      });
       for (unsigned r = 0; r < R; ++r) {
-        for (unsigned j = 0; j < T; ++j) {
-          const size_t to = r * 64 + (half_tile + j) * 8;
-          store(sum + to, total[r][j]);
-          if constexpr (kSigns) store(sign_sum + to, _mm256_srai_epi32(sign_total[r][j], 3));
-        }
+        store(sum + r * 64 + half_tile * 8, total[r]);
+        if constexpr (kSigns) store(sign_sum + r * 64 + half_tile * 8, _mm256_srai_epi32(sign_total[r], 3));
       }
     }
   }
-  template <bool kSigns>
-  static void dot_page_rows(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
-                            unsigned d, int32_t* sum, int32_t* sign_sum) {
-    n_rows == 1 ? dot_page_block<1, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum)
-                : dot_page_block<2, 1, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+  template <KeyKind kKind>
+  static void dot_page_kind(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+                            unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
+    n_rows == 1 ? dot_page_rows<1, kKind>(layout, page, query, sketch_query, sum, sign_sum)
+                : dot_page_rows<2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
   }
   static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.has_residual ? dot_page_rows<true>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum)
-                        : dot_page_rows<false>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum);
+    layout.table->trellis ? dot_page_kind<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_kind<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_kind<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -273,36 +331,65 @@ struct Avx2 : VectorCoder<8> {
     return _mm256_or_si256(_mm256_or_si256(low, middle), high);
   }
 
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static __m256i value_table(const LevelTable& table) {
+    return table.trellis ? shuffle_trellis_table(table, 0, 0) : shuffle_table(table, 0);
+  }
+
+  // Index nibbles of the four subgroups of block h, for the half octet that `lines` points at.
+  template <bool kTrellis>
+  static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m256i* index) {
+    auto raw_block = [&](unsigned block, __m256i* x) {
+      for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, block));
+      x[3] = fourth_subgroup(x[0], x[1], x[2]);
+    };
+    if constexpr (!kTrellis) return raw_block(h, index);
+    __m256i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
+    raw_block(h, x);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_shuffle_epi32(x[k], 0x93);
+    if (planes.blocks > 1) {
+      __m256i last[4];
+      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+      for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_blend_epi32(before[k], _mm256_shuffle_epi32(last[k], 0x93), 0x11);
+    }
+    // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
+    auto merge = [](__m256i at, __m256i p1, __m256i p2, __m256i p3) {
+      const __m256i z1 = _mm256_and_si256(_mm256_xor_si256(p1, p3), _mm256_set1_epi8(0x44));
+      const __m256i low = _mm256_and_si256(_mm256_xor_si256(at, z1), _mm256_set1_epi8(0x77));
+      return _mm256_or_si256(low, _mm256_and_si256(_mm256_add_epi8(p2, p2), _mm256_set1_epi8(static_cast<char>(0x88))));
+    };
+    index[0] = merge(x[0], before[3], before[2], before[1]);
+    index[1] = merge(x[1], x[0], before[3], before[2]);
+    index[2] = merge(x[2], x[1], x[0], before[3]);
+    index[3] = merge(x[3], x[2], x[1], x[0]);
+  }
+
+  template <bool kTrellis>
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const __m256i table = shuffle_table(*layout.table, 0);
-    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    const __m256i table = value_table(*layout.table), nibble = _mm256_set1_epi8(0x0f);
     for (size_t group = 0; group < 2; ++group) {
-      const uint8_t* lines = page + group * planes.group_bytes();
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
         for (unsigned half = 0; half < 2; ++half) {
+          const uint8_t* lines = page + group * planes.group_bytes() + c * 64 + half * 32;
           auto put = [&](size_t dim, __m256i x) {  // dim: first of the 8 dims of this half line
             store(quads + c * quad + dim * 4, _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble)));
             store(quads + (4 + c) * quad + dim * 4, _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble)));
           };
-          const size_t within = size_t{c} * 64 + half * 32;
           for (unsigned h = 0; h < planes.blocks; ++h) {
-            const __m256i x0 = load(lines + planes.line(0, h) + within), x1 = load(lines + planes.line(1, h) + within),
-                          x2 = load(lines + planes.line(2, h) + within);
-            const size_t dim = size_t{64} * h + 8 * half;
-            put(dim, x0);
-            put(dim + 16, x1);
-            put(dim + 32, x2);
-            put(dim + 48, fourth_subgroup(x0, x1, x2));
+            __m256i index[4];
+            value_index<kTrellis>(planes, lines, h, index);
+            for (unsigned k = 0; k < 4; ++k) put(size_t{64} * h + 16 * k + 8 * half, index[k]);
           }
-          for (unsigned j = 0; j < planes.rest; ++j) {
-            put(size_t{64} * planes.blocks + 16 * j + 8 * half, load(lines + planes.rest_line(j) + within));
-          }
+          for (unsigned j = 0; j < planes.rest; ++j) put(size_t{64} * planes.blocks + 16 * j + 8 * half, load(lines + planes.rest_line(j)));
         }
       }
     }
+  }
+  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+    if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
   }
 
   // |weight * level| of four tokens: 2 * 2 * 127 * 62 = 31496 fits int16. 10 d / 128 a row.
@@ -367,18 +454,15 @@ struct Avx2 : VectorCoder<8> {
       }
     }
   }
-  template <unsigned R>
+  template <unsigned R, bool kTrellis>
   static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const __m256i table = shuffle_table(*layout.table, 0);
+    const __m256i table = value_table(*layout.table);
     const unsigned d = layout.head_dim;
     for (unsigned half = 0; half < 2; ++half) {
       for (unsigned h = 0; h < planes.blocks; ++h) {
-        auto block = [&](const uint8_t* lines, __m256i* x) {
-          for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, h) + 32 * half);
-          x[3] = fourth_subgroup(x[0], x[1], x[2]);
-        };
+        auto block = [&](const uint8_t* lines, __m256i* x) { value_index<kTrellis>(planes, lines + 32 * half, h, x); };
         accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h + 8 * half, rescale, unit, page, acc);
       }
       for (unsigned j = 0; j < planes.rest; ++j) {
@@ -387,10 +471,16 @@ struct Avx2 : VectorCoder<8> {
       }
     }
   }
+  template <bool kTrellis>
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+                                   const float* rescale, const float* unit, float* acc) {
+    n_rows == 1 ? accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc)
+                : accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
+  }
   static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    n_rows == 1 ? accumulate_page_rows<1>(layout, page, weight, rescale, unit, acc)
-                : accumulate_page_rows<2>(layout, page, weight, rescale, unit, acc);
+    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
   }
 
   static __m256 load_row(const float* p) { return _mm256_loadu_ps(p); }

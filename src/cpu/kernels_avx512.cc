@@ -5,6 +5,7 @@
 
 #include "cpu/attend_loop.h"
 #include "cpu/encode_vector.h"
+#include "cpu/unpack_plain.h"
 
 namespace kvt::cpu {
 namespace {
@@ -55,24 +56,91 @@ struct Avx512 : VectorCoder<16> {
     return any != 0;
   }
 
+  // 64 table bytes: the entry of index n at every position whose low bits are n, so that unused index bits do not matter.
   static __m512i permute_table(const LevelTable& table, int offset) {
     alignas(64) int8_t bytes[64];
-    for (unsigned i = 0; i < 64; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & ((1u << table.bits) - 1)] + offset);
+    for (unsigned i = 0; i < 64; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & (table.n_levels() - 1)] + offset);
     return load(bytes);
   }
+  // Trellis: index bits m (bits - 1 of them), z1, z0 from low to high, as the nibbles yield them.
+  static __m512i permute_trellis_table(const LevelTable& table, int offset) {
+    alignas(64) int8_t bytes[64];
+    const unsigned m_bits = table.bits - 1;
+    for (unsigned i = 0; i < 64; ++i) {
+      const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
+      bytes[i] = static_cast<int8_t>(table.levels[m << 2 | z1 << 1 | z0] + offset);
+    }
+    return load(bytes);
+  }
+  static __m512i select(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
 
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const __m512i table = permute_table(*layout.table, kLevelOffset), one = _mm512_set1_epi8(1);
-    const size_t n_lines = size_t{layout.head_dim} / 2;
-    for (size_t line = 0; line < n_lines; ++line) {
-      const __m512i low = load(page + line * 64), high = _mm512_srli_epi16(low, 4);
-      store(key + line * 128, _mm512_permutexvar_epi8(low, table));
-      store(key + line * 128 + 64, _mm512_permutexvar_epi8(high, table));
-      if (layout.has_residual) {
-        store(sign + line * 128, _mm512_and_si512(_mm512_srli_epi16(low, 3), one));
-        store(sign + line * 128 + 64, _mm512_and_si512(_mm512_srli_epi16(low, 7), one));
+  // The two index vectors of a key line: dims 8u..8u+3 (low) and 8u+4..8u+7 (high) of 16 tokens.
+  struct KeyIndex {
+    __m512i low, high;
+  };
+  // Calls visit(u, KeyIndex[T]) for each line u of T consecutive tiles; trellis lines come chain by chain.
+  template <KeyKind kKind, unsigned T, class Visit>
+  static void for_each_key_line(const uint8_t* tiles, unsigned n_lines, Visit visit) {
+    const size_t tile_bytes = size_t{n_lines} * 64;
+    KeyIndex index[T];
+    if constexpr (kKind != KeyKind::kTrellis) {
+      for (unsigned u = 0; u < n_lines; ++u) {
+        for (unsigned j = 0; j < T; ++j) {
+          const __m512i x = load(tiles + j * tile_bytes + u * 64);
+          index[j] = {x, _mm512_srli_epi16(x, 4)};
+        }
+        visit(u, index);
+      }
+      return;
+    }
+    const __m512i trellis_bit = _mm512_set1_epi8(static_cast<char>(0x88)), nibble = _mm512_set1_epi8(0x0f);
+    for (unsigned c = 0; c < 4; ++c) {
+      __m512i before[3][T];  // the lines 1, 2 and 3 back
+      for (unsigned back = 0; back < 3; ++back) {
+        const ChainLine at = line_before_chain(n_lines, c, back + 1);
+        for (unsigned j = 0; j < T; ++j) {
+          before[back][j] = _mm512_rolv_epi32(load(tiles + j * tile_bytes + at.line * 64), _mm512_set1_epi32(static_cast<int>(at.rotate)));
+        }
+      }
+      for (unsigned u = c; u < n_lines; u += 4) {
+        for (unsigned j = 0; j < T; ++j) {
+          const __m512i x = load(tiles + j * tile_bytes + u * 64), p2 = before[1][j];
+          // Bit 3 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 4 of the indices: z0 = t[-2].
+          const __m512i merged = _mm512_xor_si512(x, _mm512_ternarylogic_epi32(before[0][j], before[2][j], trellis_bit, 0x28));
+          index[j] = {select(nibble, merged, _mm512_add_epi8(p2, p2)),
+                      select(nibble, _mm512_srli_epi16(merged, 4), _mm512_srli_epi16(p2, 3))};
+          before[2][j] = p2;
+          before[1][j] = before[0][j];
+          before[0][j] = x;
+        }
+        visit(u, index);
       }
     }
+  }
+  static __m512i key_table(const LevelTable& table) {
+    return table.trellis ? permute_trellis_table(table, kLevelOffset) : permute_table(table, kLevelOffset);
+  }
+
+  template <KeyKind kKind>
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const __m512i table = key_table(*layout.table), one = _mm512_set1_epi8(1);
+    const unsigned n_lines = layout.head_dim / 8;
+    for (unsigned tile = 0; tile < 4; ++tile) {
+      for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
+        const size_t to = (size_t{tile} * n_lines + u) * 128;
+        store(key + to, _mm512_permutexvar_epi8(index->low, table));
+        store(key + to + 64, _mm512_permutexvar_epi8(index->high, table));
+        if constexpr (kKind == KeyKind::kSigns) {
+          store(sign + to, _mm512_and_si512(_mm512_srli_epi16(index->low, 3), one));
+          store(sign + to + 64, _mm512_and_si512(_mm512_srli_epi16(index->low, 7), one));
+        }
+      });
+    }
+  }
+  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
+    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
+                             : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
   }
 
   // R rows x T tiles of 16 tokens: R * T accumulators hide the latency of vpdpbusd. 2 d / 128 a row and token.
@@ -108,30 +176,30 @@ struct Avx512 : VectorCoder<16> {
 
   // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
   // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
-  template <unsigned R, unsigned T, bool kSigns>
-  static void dot_page_block(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned d,
-                             int32_t* sum, int32_t* sign_sum) {
-    const __m512i table = permute_table(levels, kLevelOffset);
+  template <unsigned R, unsigned T, KeyKind kKind>
+  static void dot_page_block(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+                             int32_t* sign_sum) {
+    constexpr bool kSigns = kKind == KeyKind::kSigns;
+    const unsigned d = layout.head_dim, n_lines = d / 8;
+    const __m512i table = key_table(*layout.table);
     const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
     for (unsigned tile = 0; tile < 4; tile += T) {
-      const uint8_t* line = page + size_t{tile} * 8 * d;
       __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
-      for (unsigned i = 0; i < d; i += 8, line += 64) {
+      for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
         for (unsigned j = 0; j < T; ++j) {
-          const __m512i x = load(line + size_t{j} * 8 * d);
-          const __m512i low = _mm512_permutexvar_epi8(x, table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 4), table);
+          const __m512i low = _mm512_permutexvar_epi8(index[j].low, table), high = _mm512_permutexvar_epi8(index[j].high, table);
           for (unsigned r = 0; r < R; ++r) {
-            const int8_t* q = query + size_t{r} * d + i;
+            const int8_t* q = query + size_t{r} * d + 8 * u;
             total[r][j] = _mm512_dpbusd_epi32(total[r][j], low, broadcast_word(q));
             total[r][j] = _mm512_dpbusd_epi32(total[r][j], high, broadcast_word(q + 4));
             if constexpr (kSigns) {
-              const int8_t* s = sketch_query + size_t{r} * d + i;
-              low_total[r][j] = _mm512_dpbusd_epi32(low_total[r][j], _mm512_and_si512(x, low_sign), broadcast_word(s));
-              high_total[r][j] = _mm512_dpbusd_epi32(high_total[r][j], _mm512_and_si512(x, high_sign), broadcast_word(s + 4));
+              const int8_t* s = sketch_query + size_t{r} * d + 8 * u;
+              low_total[r][j] = _mm512_dpbusd_epi32(low_total[r][j], _mm512_and_si512(index[j].low, low_sign), broadcast_word(s));
+              high_total[r][j] = _mm512_dpbusd_epi32(high_total[r][j], _mm512_and_si512(index[j].low, high_sign), broadcast_word(s + 4));
             }
           }
         }
-      }
+      });
       for (unsigned r = 0; r < R; ++r) {
         for (unsigned j = 0; j < T; ++j) {
           const size_t to = r * 64 + (tile + j) * 16;
@@ -143,20 +211,21 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  template <bool kSigns>
-  static void dot_page_rows(const LevelTable& levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
-                            unsigned d, int32_t* sum, int32_t* sign_sum) {
+  template <KeyKind kKind>
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+                            unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
     switch (n_rows) {
-      case 1: return dot_page_block<1, 4, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
-      case 2: return dot_page_block<2, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
-      case 3: return dot_page_block<3, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
-      default: return dot_page_block<4, 2, kSigns>(levels, page, query, sketch_query, d, sum, sign_sum);
+      case 1: return dot_page_block<1, 4, kKind>(layout, page, query, sketch_query, sum, sign_sum);
+      case 2: return dot_page_block<2, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
+      case 3: return dot_page_block<3, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
+      default: return dot_page_block<4, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
     }
   }
   static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.has_residual ? dot_page_rows<true>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum)
-                        : dot_page_rows<false>(*layout.table, page, query, sketch_query, n_rows, layout.head_dim, sum, sign_sum);
+    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_rows<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -227,30 +296,62 @@ struct Avx512 : VectorCoder<16> {
     return _mm512_ternarylogic_epi32(low, middle, high, 0xfe);  // or
   }
 
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static __m512i value_table(const LevelTable& table) {
+    return table.trellis ? permute_trellis_table(table, 0) : permute_table(table, 0);
+  }
+
+  // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
+  template <bool kTrellis>
+  static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
+    auto raw_block = [&](unsigned block, __m512i* x) {
+      for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, block));
+      x[3] = fourth_subgroup(x[0], x[1], x[2]);
+    };
+    if constexpr (!kTrellis) return raw_block(h, index);
+    __m512i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
+    raw_block(h, x);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_shuffle_epi32(x[k], static_cast<_MM_PERM_ENUM>(0x93));
+    if (planes.blocks > 1) {
+      __m512i last[4];
+      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+      for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_mask_shuffle_epi32(before[k], 0x1111, last[k], static_cast<_MM_PERM_ENUM>(0x93));
+    }
+    // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
+    auto merge = [](__m512i at, __m512i p1, __m512i p2, __m512i p3) {
+      const __m512i merged = _mm512_xor_si512(at, _mm512_ternarylogic_epi32(p1, p3, _mm512_set1_epi8(0x44), 0x28));
+      return select(_mm512_set1_epi8(static_cast<char>(0x88)), _mm512_add_epi8(p2, p2), merged);
+    };
+    index[0] = merge(x[0], before[3], before[2], before[1]);
+    index[1] = merge(x[1], x[0], before[3], before[2]);
+    index[2] = merge(x[2], x[1], x[0], before[3]);
+    index[3] = merge(x[3], x[2], x[1], x[0]);
+  }
+
+  template <bool kTrellis>
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const __m512i table = permute_table(*layout.table, 0);
+    const __m512i table = value_table(*layout.table);
     for (size_t group = 0; group < 2; ++group) {
-      const uint8_t* lines = page + group * planes.group_bytes();
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
+        const uint8_t* lines = page + group * planes.group_bytes() + c * 64;
         auto put = [&](size_t dim, __m512i x) {  // dim: first of the 16 dims of the line
           store(quads + c * quad + dim * 4, _mm512_permutexvar_epi8(x, table));
           store(quads + (4 + c) * quad + dim * 4, _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 4), table));
         };
         for (unsigned h = 0; h < planes.blocks; ++h) {
-          const __m512i x0 = load(lines + planes.line(0, h) + c * 64), x1 = load(lines + planes.line(1, h) + c * 64),
-                        x2 = load(lines + planes.line(2, h) + c * 64);
-          const size_t dim = size_t{64} * h;
-          put(dim, x0);
-          put(dim + 16, x1);
-          put(dim + 32, x2);
-          put(dim + 48, fourth_subgroup(x0, x1, x2));
+          __m512i index[4];
+          value_index<kTrellis>(planes, lines, h, index);
+          for (unsigned k = 0; k < 4; ++k) put(size_t{64} * h + 16 * k, index[k]);
         }
-        for (unsigned j = 0; j < planes.rest; ++j) put(size_t{64} * planes.blocks + 16 * j, load(lines + planes.rest_line(j) + c * 64));
+        for (unsigned j = 0; j < planes.rest; ++j) put(size_t{64} * planes.blocks + 16 * j, load(lines + planes.rest_line(j)));
       }
     }
+  }
+  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+    if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
   }
 
   // R rows x C registers of 16 dims. 2 d / 128 a row and token.
@@ -319,17 +420,14 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  template <unsigned R>
+  template <unsigned R, bool kTrellis>
   static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const __m512i table = permute_table(*layout.table, 0);
+    const __m512i table = value_table(*layout.table);
     const unsigned d = layout.head_dim;
     for (unsigned h = 0; h < planes.blocks; ++h) {
-      auto block = [&](const uint8_t* lines, __m512i* x) {
-        for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, h));
-        x[3] = fourth_subgroup(x[0], x[1], x[2]);
-      };
+      auto block = [&](const uint8_t* lines, __m512i* x) { value_index<kTrellis>(planes, lines, h, x); };
       accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h, rescale, unit, page, acc);
     }
     for (unsigned j = 0; j < planes.rest; ++j) {
@@ -337,14 +435,20 @@ struct Avx512 : VectorCoder<16> {
       accumulate_lines<R, 1>(table, rest, planes.group_bytes(), weight, d, 64 * planes.blocks + 16 * j, rescale, unit, page, acc);
     }
   }
+  template <bool kTrellis>
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+                                   const float* rescale, const float* unit, float* acc) {
+    switch (n_rows) {
+      case 1: return accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc);
+      case 2: return accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
+      case 3: return accumulate_page_rows<3, kTrellis>(layout, page, weight, rescale, unit, acc);
+      default: return accumulate_page_rows<4, kTrellis>(layout, page, weight, rescale, unit, acc);
+    }
+  }
   static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_page_rows<1>(layout, page, weight, rescale, unit, acc);
-      case 2: return accumulate_page_rows<2>(layout, page, weight, rescale, unit, acc);
-      case 3: return accumulate_page_rows<3>(layout, page, weight, rescale, unit, acc);
-      default: return accumulate_page_rows<4>(layout, page, weight, rescale, unit, acc);
-    }
+    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
   }
 
   static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }

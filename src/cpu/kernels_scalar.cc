@@ -1,7 +1,6 @@
 // Plain C++: the truth that the vector kernels are tested against, and the path of machines without them.
-#include <algorithm>
-
 #include "cpu/attend_loop.h"
+#include "cpu/unpack_plain.h"
 #include "reference/reference.h"
 
 namespace kvt::cpu {
@@ -27,18 +26,7 @@ struct Scalar {
   }
 
   static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const unsigned d = layout.head_dim;
-    const unsigned code_mask = (1u << layout.table->bits) - 1;
-    for (size_t line = 0; line < size_t{d} / 2; ++line) {  // over all four tiles
-      for (unsigned i = 0; i < 64; ++i) {
-        const unsigned byte = page[line * 64 + i];
-        for (unsigned half = 0; half < 2; ++half) {
-          const unsigned nibble = byte >> (4 * half) & 0xfu;
-          key[(2 * line + half) * 64 + i] = static_cast<uint8_t>(layout.table->levels[nibble & code_mask] + kLevelOffset);
-          if (layout.has_residual) sign[(2 * line + half) * 64 + i] = static_cast<uint8_t>(nibble >> 3);
-        }
-      }
-    }
+    unpack_keys_plain(layout, page, key, sign);
   }
 
   static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
@@ -97,32 +85,7 @@ struct Scalar {
     return largest / 127.0f + poison;
   }
 
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
-    const unsigned d = layout.head_dim;
-    const ValuePlanes planes(d);
-    for (size_t group = 0; group < 2; ++group) {
-      const uint8_t* lines = page + group * planes.group_bytes();
-      for (unsigned c = 0; c < 4; ++c) {
-        for (unsigned high = 0; high < 2; ++high) {
-          int8_t* quad = value + (group * 8 + high * 4 + c) * d * 4;
-          auto put = [&](unsigned dim, unsigned b, unsigned field) { quad[dim * 4 + b] = layout.table->levels[field & 7u]; };
-          for (unsigned i = 0; i < 64; ++i) {
-            auto nibble = [&](size_t line) { return lines[line + c * 64 + i] >> (4 * high) & 0xfu; };
-            for (unsigned h = 0; h < planes.blocks; ++h) {
-              unsigned spread = 0;
-              for (unsigned k = 0; k < 3; ++k) {
-                const unsigned x = nibble(planes.line(k, h));
-                put(64 * h + 16 * k + i / 4, i % 4, x);
-                spread |= (x >> 3) << k;
-              }
-              put(64 * h + 48 + i / 4, i % 4, spread);
-            }
-            for (unsigned j = 0; j < planes.rest; ++j) put(64 * planes.blocks + 16 * j + i / 4, i % 4, nibble(planes.rest_line(j)));
-          }
-        }
-      }
-    }
-  }
+  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) { unpack_values_plain(layout, page, value); }
 
   // |sum over 64 tokens of weight * level| <= 64 * 127 * 62: exact in int32.
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,

@@ -9,7 +9,7 @@ bool is_supported_head_dim(unsigned head_dim) {
   return false;
 }
 
-bool is_known_codec(int codec) { return codec == KVT_CODEC_F16 || codec == KVT_CODEC_HYBRID || codec == KVT_CODEC_SCALAR43; }
+bool is_known_codec(int codec) { return codec >= KVT_CODEC_F16 && codec <= KVT_CODEC_K4V3; }
 
 SideLayout make_side_layout(kvt_codec_id codec, kvt_side side, unsigned head_dim) {
   SideLayout layout{codec, side, head_dim, nullptr, false, 0, 0, 0};
@@ -18,7 +18,11 @@ SideLayout make_side_layout(kvt_codec_id codec, kvt_side side, unsigned head_dim
     return layout;
   }
   const bool key = side == KVT_KEY;
-  layout.table = key && codec == KVT_CODEC_SCALAR43 ? &kLloydMax4 : &kLloydMax3;
+  switch (codec) {
+    case KVT_CODEC_SCALAR43: layout.table = key ? &kLloydMax4 : &kLloydMax3; break;
+    case KVT_CODEC_K4V3: layout.table = key ? &kTrellis4 : &kTrellis3; break;
+    default: layout.table = &kLloydMax3;
+  }
   layout.has_residual = key && codec == KVT_CODEC_HYBRID;
   layout.norm_offset = key ? size_t{32} * head_dim : 2 * ValuePlanes(head_dim).group_bytes();
   layout.page_bytes = layout.norm_offset + kPageTokens * 2;

@@ -14,6 +14,13 @@ void rotate_forward(const SignTable& signs, unsigned d, float* v);
 // v <- D (C_m (x) H_p) v, unnormalised: its transpose.
 void rotate_backward(const SignTable& signs, unsigned d, float* v);
 
+// Trellis codes of a rotated vector y [head_dim] (section 5, step 4): codes and quantised values.
+void encode_trellis(const SideLayout& layout, const float* y, uint8_t* codes, float* quantised);
+// Codes of one slot [head_dim], with the sketch sign in bit 3 for hybrid keys (sections 4.1, 4.2).
+void read_codes(const SideLayout& layout, const uint8_t* page, unsigned slot, uint8_t* codes);
+// Positions of the codes in the level table (sections 3, 4.4).
+void level_indices(const SideLayout& layout, const uint8_t* codes, uint8_t* index);
+
 // Sum of a[i] * b[i] in the order of section 5, step 1. d: a multiple of 16.
 float ordered_dot(const float* a, const float* b, unsigned d);
 

@@ -29,6 +29,13 @@ unsigned read_value_code(const uint8_t* page, unsigned d, unsigned slot, unsigne
 
 }  // namespace
 
+void read_codes(const SideLayout& layout, const uint8_t* page, unsigned slot, uint8_t* codes) {
+  const unsigned d = layout.head_dim;
+  for (unsigned i = 0; i < d; ++i) {
+    codes[i] = static_cast<uint8_t>(layout.side == KVT_KEY ? read_key_nibble(page, d, slot, i) : read_value_code(page, d, slot, i));
+  }
+}
+
 void decode_row(const SideLayout& layout, const uint8_t* page, unsigned slot, float* x) {
   const unsigned d = layout.head_dim;
   if (layout.codec == KVT_CODEC_F16) {
@@ -38,18 +45,16 @@ void decode_row(const SideLayout& layout, const uint8_t* page, unsigned slot, fl
   }
   const float root_d = std::sqrt(static_cast<float>(d));
   const float norm = load_half(page + layout.norm_offset + 2 * size_t{slot});
-  unsigned nibbles[kMaxHeadDim];
+  uint8_t codes[kMaxHeadDim] = {}, index[kMaxHeadDim] = {};
+  read_codes(layout, page, slot, codes);
+  level_indices(layout, codes, index);
   for (unsigned i = 0; i < d; ++i) {
-    nibbles[i] = layout.side == KVT_KEY ? read_key_nibble(page, d, slot, i) : read_value_code(page, d, slot, i);
-  }
-  const unsigned code_mask = (1u << layout.table->bits) - 1;
-  for (unsigned i = 0; i < d; ++i) {
-    x[i] = norm / root_d * (layout.table->step * static_cast<float>(layout.table->levels[nibbles[i] & code_mask]));
+    x[i] = norm / root_d * (layout.table->step * static_cast<float>(layout.table->levels[index[i]]));
   }
   if (layout.has_residual) {
     const float residual = load_half(page + layout.residual_offset + 2 * size_t{slot});
     float sketch[kMaxHeadDim];
-    for (unsigned i = 0; i < d; ++i) sketch[i] = nibbles[i] & 8u ? -1.0f : 1.0f;
+    for (unsigned i = 0; i < d; ++i) sketch[i] = codes[i] & 8u ? -1.0f : 1.0f;
     rotate_backward(kSignsSketch, d, sketch);  // sqrt(d) * S^T s
     const float scale = residual * std::sqrt(std::numbers::pi_v<float> / 2) / static_cast<float>(d);
     for (unsigned i = 0; i < d; ++i) x[i] += scale * sketch[i];

@@ -72,10 +72,14 @@ void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigne
     std::memcpy(y, x, d * sizeof(float));
     rotate_forward(kSignsRotation, d, y);  // step 3
     const float inverse = 1.0f / n;
-    for (unsigned i = 0; i < d; ++i) {
-      y[i] *= inverse;
-      for (unsigned j = 0; j + 1 < (1u << table.bits); ++j) codes[i] = static_cast<uint8_t>(codes[i] + (y[i] > table.thresholds[j]));  // step 4
-      yq[i] = table.step * static_cast<float>(table.levels[codes[i]]);
+    for (unsigned i = 0; i < d; ++i) y[i] *= inverse;
+    if (table.trellis) {  // step 4
+      encode_trellis(layout, y, codes, yq);
+    } else {
+      for (unsigned i = 0; i < d; ++i) {
+        for (unsigned j = 0; j + 1 < table.n_levels(); ++j) codes[i] = static_cast<uint8_t>(codes[i] + (y[i] > table.thresholds[j]));
+        yq[i] = table.step * static_cast<float>(table.levels[codes[i]]);
+      }
     }
     if (layout.codec == KVT_CODEC_HYBRID) {  // step 5
       norm = stored_norm(n);
