@@ -153,9 +153,9 @@ typedef struct kvt_header {
   uint64_t model_hash; /* chosen by the caller; 0 = none */
 } kvt_header;
 
-/* dst: KVT_HEADER_BYTES. KVT_ERROR_DST_TOO_SMALL, KVT_ERROR_BAD_FIELD leave dst unchanged. */
+/* dst: KVT_HEADER_BYTES. KVT_ERROR_DST_TOO_SMALL, _UNKNOWN_CODEC, _HEAD_DIM, _BAD_FIELD leave dst unchanged. */
 KVT_API kvt_status kvt_header_write(const kvt_header* header, void* dst, size_t dst_bytes);
-/* Reads and checks a header; on any error *header is unchanged. */
+/* Reads and checks a header; header->struct_size must be set. On any error *header is unchanged. */
 KVT_API kvt_status kvt_header_read(const void* src, size_t src_bytes, kvt_header* header);
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */

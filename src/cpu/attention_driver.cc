@@ -18,6 +18,9 @@ namespace {
 
 // Below this many units for each thread, dealing whole units would leave threads idle.
 constexpr unsigned kUnitsPerThread = 4;
+// Units are cut between at most this many threads: one counter byte each, in the 64 bytes that kvt_attend_thread asks to be zero.
+constexpr unsigned kMaxSplitThreads = 64;
+constexpr size_t kCounterBytes = 64;
 
 struct Plan {
   unsigned block_queries;  // queries of one unit
@@ -42,9 +45,8 @@ Plan make_plan(const AttentionCall& call, unsigned n_threads) {
   plan.n_blocks = (a.n_queries + plan.block_queries - 1) / plan.block_queries;
   plan.n_units = a.n_streams * a.n_kv_heads * plan.n_blocks;
   plan.n_pages = (a.n_cells + kPageTokens - 1) / kPageTokens;
-  plan.split = n_threads > 1 && plan.n_pages > 0 && plan.n_units < kUnitsPerThread * n_threads;
-  plan.partial_offset = size_t{kUnitsPerThread} * n_threads * sizeof(uint32_t);
-  plan.partial_offset = (plan.partial_offset + 63) / 64 * 64;
+  plan.split = n_threads > 1 && plan.n_pages > 0 && plan.n_units < kUnitsPerThread * std::min(n_threads, kMaxSplitThreads);
+  plan.partial_offset = kCounterBytes;
   plan.partial_bytes = state_bytes(call, plan.block_queries * a.n_group);
   // Visits number at most units + threads; slot unit + thread is unique, since both only grow along the list of pages.
   plan.scratch_offset = plan.partial_offset + (plan.split ? size_t{plan.n_units + n_threads} * plan.partial_bytes : 0);
@@ -149,7 +151,9 @@ uint64_t share_start(const Plan& plan, unsigned thread, unsigned n_threads) {
 }
 
 void attend_split(const AttentionCall& call, const Plan& plan, uint8_t* workspace, unsigned thread, unsigned n_threads) {
-  auto* counters = reinterpret_cast<std::atomic<uint32_t>*>(workspace);
+  // counters[t]: visits to the cut unit whose first page thread t holds. A thread holds the first page of at most one cut unit,
+  // the last of its share.
+  auto* counters = reinterpret_cast<std::atomic<uint8_t>*>(workspace);
   uint8_t* partials = workspace + plan.partial_offset;
   uint8_t* scratch = workspace + plan.scratch_offset + thread * plan.scratch_bytes;
   const uint64_t begin = share_start(plan, thread, n_threads), end = share_start(plan, thread + 1, n_threads);
@@ -169,8 +173,8 @@ void attend_split(const AttentionCall& call, const Plan& plan, uint8_t* workspac
     if (first != last) {
       unsigned visitors = 0;
       for (unsigned t = first; t <= last; ++t) visitors += share_start(plan, t, n_threads) < share_start(plan, t + 1, n_threads);
-      if (counters[index].fetch_add(1, std::memory_order_acq_rel) + 1 != visitors) continue;
-      counters[index].store(0, std::memory_order_relaxed);
+      if (counters[first].fetch_add(1, std::memory_order_acq_rel) + 1u != visitors) continue;
+      counters[first].store(0, std::memory_order_relaxed);
       const State merged(partials + size_t{index + first} * plan.partial_bytes, rows);
       bool started = false;
       for (unsigned t = first; t <= last; ++t) {
@@ -192,7 +196,11 @@ size_t attention_workspace_bytes(const AttentionCall& call, unsigned n_threads) 
 
 void attend_share(const AttentionCall& call, uint8_t* workspace, unsigned thread, unsigned n_threads) {
   const Plan plan = make_plan(call, n_threads);
-  if (plan.split) return attend_split(call, plan, workspace, thread, n_threads);
+  if (plan.split) {
+    const unsigned n_split = std::min(n_threads, kMaxSplitThreads);
+    if (thread < n_split) attend_split(call, plan, workspace, thread, n_split);
+    return;
+  }
   uint8_t* scratch = workspace + plan.scratch_offset + thread * plan.scratch_bytes;
   uint8_t* state_at = scratch + attend_scratch_bytes(*call.key, *call.value);
   for (unsigned index = thread; index < plan.n_units; index += n_threads) {
