@@ -53,6 +53,7 @@ KVT_API const char* kvt_version(void);
 #define KVT_PAGE_ALIGNMENT 64 /* recommended alignment of a page, bytes; any alignment is correct */
 #define KVT_HEADER_BYTES 64   /* size of a cache header, format.md section 6 */
 #define KVT_MAX_HEAD_DIM 256
+#define KVT_MAX_EXACT 64 /* exact rows of a head, kvt_attention */
 
 /* ---- status ----------------------------------------------------------------------------------------------------- */
 
@@ -195,6 +196,21 @@ typedef struct kvt_attention {
 
   float* out; /* [n_streams, n_queries, n_heads, head_dim_v] fp32, head_dim contiguous; not aliased with any input */
   size_t out_query_stride, out_head_stride, out_stream_stride;
+
+  /* Conditioned keys (docs/algorithm.md 5): where keys were encoded as (k - mean) / scale with one mean and scale a kv head,
+   * key_scale [n_kv_heads, head_dim_k] undoes the scale on the query side; the mean needs no undoing, since it adds one constant
+   * to every score of a query. NULL = none. Not for f16. */
+  const float* key_scale;
+  size_t key_scale_head_stride;
+
+  /* Exact rows: the cells 0 .. n_exact - 1 are attended in fp16 instead of by their codes. n_exact <= KVT_MAX_EXACT; 0 = none.
+   * exact_k: fp16 bits [n_streams, n_kv_heads, n_exact, head_dim_k] of the rows as they were given to kvt_encode (conditioned);
+   * exact_v likewise [.., head_dim_v]; rows contiguous. Not for f16, whose pages are exact. */
+  uint32_t n_exact;
+  const uint16_t* exact_k;
+  size_t exact_k_head_stride, exact_k_stream_stride;
+  const uint16_t* exact_v;
+  size_t exact_v_head_stride, exact_v_stream_stride;
 } kvt_attention;
 
 /* Workspace for n_threads threads. 0 on invalid arguments. */

@@ -95,7 +95,18 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
   for (unsigned row = 0; row < row_count(b); ++row) {
     alignas(64) float v[kMaxHeadDim];
     std::memcpy(v, query_row(b, row), d * sizeof(float));
+    if (b.key_scale != nullptr) {
+      for (unsigned i = 0; i < d; ++i) v[i] *= b.key_scale[i];
+    }
     const float poison = poison_of(v, d);
+    for (unsigned e = 0; e < b.n_exact; ++e) {
+      const uint8_t* k = b.exact_k + size_t{e} * d * 2;
+      alignas(64) float exact[kMaxHeadDim];
+      Isa::halves_to_floats(k, d, exact);
+      float dot = 0;
+      for (unsigned i = 0; i < d; ++i) dot += v[i] * exact[i];
+      s.exact_score[row * KVT_MAX_EXACT + e] = score_scale * dot;
+    }
     Isa::rotate_forward(kSignsRotation, d, v);  // sqrt(d) * R q
     int32_t sum;
     const float unit = quantise_query<true>(v, d, s.query + size_t{row} * d, &sum);
@@ -108,6 +119,18 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
       // r * sqrt(pi/2) / sqrt(d) * <s, S R q>
       s.sketch_factor[row] = score_scale * std::sqrt(std::numbers::pi_v<float> / 2) / root_d * sketch_unit / static_cast<float>(d);
     }
+  }
+}
+
+// The accumulator holds sums of weight * level; finish_row multiplies R^T of it by step / d. So a value v counts as R v / step.
+template <class Isa>
+void prepare_exact_values(const AttendBlock& b, const CodeScratch& s) {
+  const unsigned d = b.value->head_dim;
+  for (unsigned e = 0; e < b.n_exact; ++e) {
+    float* v = s.exact_value + size_t{e} * d;
+    Isa::halves_to_floats(b.exact_v + size_t{e} * d * 2, d, v);
+    Isa::rotate_forward(kSignsRotation, d, v);
+    for (unsigned i = 0; i < d; ++i) v[i] /= b.value->table->step;
   }
 }
 
@@ -152,6 +175,16 @@ inline void clear_state(const AttendBlock& b) {
   std::memset(b.acc, 0, size_t{row_count(b)} * b.value->head_dim * sizeof(float));
 }
 
+inline void add_exact_values(const AttendBlock& b, const CodeScratch& s, unsigned row) {
+  const unsigned d = b.value->head_dim;
+  float* acc = b.acc + size_t{row} * d;
+  for (unsigned e = 0; e < b.n_exact; ++e) {
+    const float p = s.exact_probability[row * KVT_MAX_EXACT + e];
+    if (p == 0.0f) continue;  // a removed cell, whatever its value
+    for (unsigned i = 0; i < d; ++i) acc[i] += p * s.exact_value[size_t{e} * d + i];
+  }
+}
+
 template <class Isa>
 void attend_codes(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
@@ -159,6 +192,7 @@ void attend_codes(const AttendBlock& b) {
   const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
   const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
   prepare_code_queries<Isa>(b, code);
+  prepare_exact_values<Isa>(b, code);
   clear_state(b);
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
@@ -188,9 +222,13 @@ void attend_codes(const AttendBlock& b) {
         if (b.key->has_residual) {
           Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
         }
+        const unsigned n_exact = first == 0 ? b.n_exact : 0;
+        std::memcpy(score, code.exact_score + r * KVT_MAX_EXACT, n_exact * sizeof(float));
         if (b.softcap > 0) apply_softcap(b.softcap, score);
         Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
         soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], score);
+        std::memcpy(code.exact_probability + r * KVT_MAX_EXACT, score, n_exact * sizeof(float));
+        std::memset(score, 0, n_exact * sizeof(float));
         soft.weight_unit[r] = Isa::quantise_weights(score, soft.value_norm, soft.weight + size_t{r} * 64);
       }
     }
@@ -205,6 +243,7 @@ void attend_codes(const AttendBlock& b) {
       direct_values ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
                     : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
     }
+    for (unsigned row = 0; first == 0 && b.n_exact > 0 && row < rows; ++row) add_exact_values(b, code, row);
   }
 }
 

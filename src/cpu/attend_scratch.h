@@ -59,6 +59,9 @@ struct CodeScratch {
   uint8_t* sign;          // the same order, 1 = negative
   int8_t* value;          // [16 quads][head_dim_v][4 tokens] level
   int32_t* sum;           // [2][4][64] integer scores of the rows in flight
+  float* exact_score;        // [kMaxRows][KVT_MAX_EXACT]
+  float* exact_probability;  // [kMaxRows][KVT_MAX_EXACT]
+  float* exact_value;        // [KVT_MAX_EXACT][head_dim_v] rotated, in units of acc
 
   CodeScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
       : query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
@@ -70,7 +73,10 @@ struct CodeScratch {
         key(arena.take<uint8_t>(size_t{64} * d_k)),
         sign(arena.take<uint8_t>(size_t{64} * d_k)),
         value(arena.take<int8_t>(size_t{64} * d_v)),
-        sum(arena.take<int32_t>(2 * 4 * 64)) {}
+        sum(arena.take<int32_t>(2 * 4 * 64)),
+        exact_score(arena.take<float>(size_t{kMaxRows} * KVT_MAX_EXACT)),
+        exact_probability(arena.take<float>(size_t{kMaxRows} * KVT_MAX_EXACT)),
+        exact_value(arena.take<float>(size_t{KVT_MAX_EXACT} * d_v)) {}
 };
 
 // f16: everything is fp32.

@@ -99,6 +99,14 @@ void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, 
   block.slopes = a.slopes != nullptr ? a.slopes + first_head : nullptr;
   block.scale = a.scale;
   block.softcap = a.logit_softcap;
+  if (a.key_scale != nullptr) {
+    block.key_scale = reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(a.key_scale) + unit.head * a.key_scale_head_stride);
+  }
+  if (first_page == 0 && a.n_exact > 0) {
+    block.n_exact = a.n_exact;
+    block.exact_k = reinterpret_cast<const uint8_t*>(a.exact_k) + unit.stream * a.exact_k_stream_stride + unit.head * a.exact_k_head_stride;
+    block.exact_v = reinterpret_cast<const uint8_t*>(a.exact_v) + unit.stream * a.exact_v_stream_stride + unit.head * a.exact_v_head_stride;
+  }
   block.row_max = state.row_max;
   block.row_sum = state.row_sum;
   block.acc = state.acc;

@@ -33,6 +33,11 @@ struct AttendBlock {
   const float* slopes;  // [n_group] or nullptr
   float scale, softcap;
 
+  const float* key_scale;  // [head_dim_k] or nullptr
+  unsigned n_exact;        // cells below this are attended through the fp16 rows; 0 if first_cell > 0
+  const uint8_t* exact_k;  // [n_exact][head_dim_k] fp16
+  const uint8_t* exact_v;  // [n_exact][head_dim_v] fp16
+
   // Running state of the online softmax, written from scratch by each pass.
   float* row_max;  // [n_rows], -inf if no cell was seen
   float* row_sum;  // [n_rows] sum of exp(score - max)
