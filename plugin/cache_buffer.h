@@ -1,0 +1,61 @@
+// A ggml buffer that holds the tensors of one KV cache: the reservation of their images and the CacheTensor of each.
+#ifndef KVT_PLUGIN_CACHE_BUFFER_H
+#define KVT_PLUGIN_CACHE_BUFFER_H
+
+#include <memory>
+#include <vector>
+
+#include "cache_tensor.h"
+
+namespace kvt::plugin {
+
+class CacheBuffer {
+ public:
+  // Reserves image_bytes of addresses. nullptr if there are none left.
+  static std::unique_ptr<CacheBuffer> create(size_t image_bytes);
+  ~CacheBuffer();
+  CacheBuffer(const CacheBuffer&) = delete;
+  CacheBuffer& operator=(const CacheBuffer&) = delete;
+
+  // Wraps the buffer into a ggml object of the given type. The ggml object owns it from then on.
+  static ggml_backend_buffer_t to_ggml(std::unique_ptr<CacheBuffer> buffer, ggml_backend_buffer_type_t buft, size_t size);
+
+  char* base() const { return base_; }
+
+  // Places a tensor's image at address, which is a multiple of os_page_bytes from base.
+  CacheTensor* add(const ggml_tensor* tensor, char* address);
+  // The tensor whose image holds address; nullptr if none does.
+  CacheTensor* find(const void* address);
+  const std::vector<std::unique_ptr<CacheTensor>>& tensors() const { return tensors_; }
+
+  // Sets the size that ggml reports for the buffer to what the tensors use.
+  void update_ggml_size();
+
+ private:
+  CacheBuffer(char* base, size_t bytes) : base_(base), bytes_(bytes) {}
+
+  char* base_;
+  size_t bytes_;
+  ggml_backend_buffer_t ggml_buffer_ = nullptr;
+  std::vector<std::unique_ptr<CacheTensor>> tensors_;  // by address
+};
+
+// The cache buffer behind a ggml buffer; nullptr if it is not one of ours.
+CacheBuffer* cache_buffer_of(ggml_backend_buffer_t buffer);
+
+// The cache tensor that t, or the view t, lies in; nullptr if it is not in a cache of ours.
+CacheTensor* cache_tensor_of(const ggml_tensor* t);
+
+namespace internal {
+void visit_live_buffers(void (*visit)(CacheBuffer*, void*), void* argument);
+}  // namespace internal
+
+// Calls visit(CacheBuffer&) for all cache buffers of the process, under a lock.
+template <typename Visit>
+void for_each_cache_buffer(Visit visit) {
+  internal::visit_live_buffers([](CacheBuffer* b, void* argument) { (*static_cast<Visit*>(argument))(*b); }, &visit);
+}
+
+}  // namespace kvt::plugin
+
+#endif

@@ -1,0 +1,213 @@
+#include "cache_tasks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "api/engine_encode.h"
+#include "cache_buffer.h"
+#include "cache_image.h"
+#include "codec_store.h"
+
+namespace kvt::plugin {
+
+// ---- SET_ROWS
+
+bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache) {
+  const ggml_tensor* rows = node->src[0];
+  const ggml_tensor* index = node->src[1];
+  return node->ne[0] == cache.n_values() && node->nb[1] == cache.row_bytes() && node->ne[2] == 1 && node->ne[3] == 1 &&
+         cache.offset_of(node->data) % cache.row_bytes() == 0 && rows->type == GGML_TYPE_F32 && rows->nb[0] == sizeof(float) &&
+         rows->nb[1] % sizeof(float) == 0 && rows->ne[2] == 1 && rows->ne[3] == 1 &&
+         (index->type == GGML_TYPE_I64 || index->type == GGML_TYPE_I32);
+}
+
+namespace {
+
+int64_t row_index(const ggml_tensor* index, int64_t i) {
+  const char* at = static_cast<const char*>(index->data) + static_cast<size_t>(i) * index->nb[0];
+  return index->type == GGML_TYPE_I64 ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
+}
+
+}  // namespace
+
+// A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
+// Neighbouring rows of one owner go into one call.
+void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const auto* task = static_cast<const SetRowsTask*>(user_data);
+  CacheTensor* cache = task->cache;
+  const ggml_tensor* rows = task->node->src[0];
+  const ggml_tensor* index = task->node->src[1];
+  constexpr int64_t kMaxRun = 64;
+  int64_t cells[kMaxRun];
+  const size_t src_stride = rows->nb[1] / sizeof(float);
+  for (int64_t head = 0; head < cache->n_heads(); ++head) {
+    int64_t run_begin = 0, run_stream = 0, n_run = 0;
+    const auto flush = [&] {
+      if (n_run == 0) return;
+      const float* src =
+          reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(run_begin) * rows->nb[1]);
+      kvt_internal::encode_unchecked(cache->codec(), cache->side(), src + head * cache->head_dim(), src_stride,
+                                     static_cast<size_t>(n_run), cells, cache->head_pages(run_stream, head),
+                                     cache->page_stride());
+      n_run = 0;
+    };
+    for (int64_t i = 0; i < rows->ne[1]; ++i) {
+      const int64_t row = task->first_row + row_index(index, i);
+      if (row < 0 || row >= cache->n_rows()) {
+        task->shared->has_failed = true;
+        return;
+      }
+      const int64_t stream = row / cache->n_cells(), cell = row % cache->n_cells();
+      if ((cell / KVT_PAGE_TOKENS + head) % n_parts != part) {
+        flush();
+        continue;
+      }
+      if (n_run == kMaxRun || (n_run > 0 && stream != run_stream)) flush();
+      if (n_run == 0) {
+        run_begin = i;
+        run_stream = stream;
+      }
+      cells[n_run++] = cell;
+    }
+    flush();
+  }
+}
+
+// ---- FLASH_ATTN_EXT
+
+namespace {
+
+// A view [head_dim, n_cells, n_heads, n_streams] of a cache in f16 strides -> where its first page is.
+struct PagedView {
+  CacheTensor* cache;
+  const char* first_page;
+};
+
+bool find_paged_view(const ggml_tensor* t, PagedView* view) {
+  CacheTensor* cache = cache_tensor_of(t);
+  if (cache == nullptr || cache->state() != CacheTensor::State::kPages || t->type != GGML_TYPE_F16) return false;
+  const size_t head_bytes = static_cast<size_t>(cache->head_dim()) * sizeof(ggml_fp16_t);
+  const size_t stream_bytes = cache->row_bytes() * static_cast<size_t>(cache->n_cells());
+  const size_t offset = cache->offset_of(t->data);
+  const size_t row = offset / cache->row_bytes(), column = offset % cache->row_bytes();
+  const auto stream = static_cast<int64_t>(row) / cache->n_cells(), cell = static_cast<int64_t>(row) % cache->n_cells();
+  const bool is_ours = t->ne[0] == cache->head_dim() && t->nb[0] == sizeof(ggml_fp16_t) && t->nb[1] == cache->row_bytes() &&
+                       (t->ne[2] == 1 || t->nb[2] == head_bytes) && (t->ne[3] == 1 || t->nb[3] == stream_bytes) &&
+                       column % head_bytes == 0 && cell % KVT_PAGE_TOKENS == 0 && cell + t->ne[1] <= cache->n_cells();
+  if (!is_ours) return false;
+  view->cache = cache;
+  view->first_page = cache->head_pages(stream, static_cast<int64_t>(column / head_bytes)) +
+                     static_cast<size_t>(cell / KVT_PAGE_TOKENS) * cache->page_stride();
+  return true;
+}
+
+float float_param(const ggml_tensor* node, int i) {
+  float value;
+  std::memcpy(&value, node->op_params + i, sizeof(value));
+  return value;
+}
+
+// ALiBi, as ggml has it.
+std::vector<float> alibi_slopes(int64_t n_heads, float max_bias) {
+  if (max_bias <= 0.0f) return {};
+  const auto n_heads_log2 = static_cast<int64_t>(1) << static_cast<int>(std::floor(std::log2(static_cast<double>(n_heads))));
+  const float m0 = std::pow(2.0f, -max_bias / static_cast<float>(n_heads_log2));
+  const float m1 = std::pow(2.0f, -(max_bias / 2.0f) / static_cast<float>(n_heads_log2));
+  std::vector<float> slopes(static_cast<size_t>(n_heads));
+  for (int64_t h = 0; h < n_heads; ++h) {
+    slopes[static_cast<size_t>(h)] = h < n_heads_log2 ? std::pow(m0, static_cast<float>(h + 1))
+                                                      : std::pow(m1, static_cast<float>(2 * (h - n_heads_log2) + 1));
+  }
+  return slopes;
+}
+
+}  // namespace
+
+bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
+  const ggml_tensor* q = node->src[0];
+  const ggml_tensor* k = node->src[1];
+  const ggml_tensor* v = node->src[2];
+  const ggml_tensor* mask = node->src[3];
+  const ggml_tensor* sinks = node->src[4];
+  PagedView keys{}, values{};
+  if (!find_paged_view(k, &keys) || !find_paged_view(v, &values)) return false;
+  const int64_t n_heads = q->ne[2], n_streams = q->ne[3];
+  const bool is_plain = q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && node->type == GGML_TYPE_F32 &&
+                        node->nb[0] == sizeof(float) && q->ne[0] == k->ne[0] && node->ne[0] == v->ne[0] &&
+                        k->ne[1] == v->ne[1] && k->ne[2] == v->ne[2] && n_heads % k->ne[2] == 0 && k->ne[3] == n_streams &&
+                        v->ne[3] == n_streams;
+  if (!is_plain) return false;
+  const bool is_plain_mask =
+      mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(ggml_fp16_t) &&
+                          (mask->ne[2] == 1 || mask->ne[2] == n_heads) && (mask->ne[3] == 1 || mask->ne[3] == n_streams));
+  const bool are_plain_sinks = sinks == nullptr || (sinks->type == GGML_TYPE_F32 && sinks->nb[0] == sizeof(float));
+  if (!is_plain_mask || !are_plain_sinks) return false;
+  task->node = node;
+  task->codec = codec_store_get(k->ne[0], v->ne[0]);
+  if (task->codec == nullptr) return false;
+  task->slopes = alibi_slopes(n_heads, float_param(node, 1));
+
+  kvt_attention& a = task->shape;
+  a = {};
+  a.struct_size = sizeof(a);
+  a.n_streams = static_cast<uint32_t>(n_streams);
+  a.n_kv_heads = static_cast<uint32_t>(k->ne[2]);
+  a.n_group = static_cast<uint32_t>(n_heads / k->ne[2]);
+  a.n_queries = static_cast<uint32_t>(q->ne[1]);
+  a.n_cells = static_cast<uint32_t>(k->ne[1]);
+  a.k_pages = keys.first_page;
+  a.k_page_stride = keys.cache->page_stride();
+  a.k_head_stride = keys.cache->head_stride();
+  a.k_stream_stride = keys.cache->stream_stride();
+  a.v_pages = values.first_page;
+  a.v_page_stride = values.cache->page_stride();
+  a.v_head_stride = values.cache->head_stride();
+  a.v_stream_stride = values.cache->stream_stride();
+  a.q_query_stride = q->nb[1];
+  a.q_head_stride = q->nb[2];
+  a.q_stream_stride = q->nb[3];
+  if (mask != nullptr) {
+    a.mask_query_stride = mask->nb[1];
+    a.mask_head_stride = mask->ne[2] == 1 ? 0 : mask->nb[2];
+    a.mask_stream_stride = mask->ne[3] == 1 ? 0 : mask->nb[3];
+  }
+  a.scale = float_param(node, 0);
+  a.logit_softcap = float_param(node, 2);
+  a.out_head_stride = node->nb[1];
+  a.out_query_stride = node->nb[2];
+  a.out_stream_stride = node->nb[3];
+  a.q = static_cast<const float*>(q->data);
+  a.out = static_cast<float*>(node->data);
+  return kvt_attend_workspace_bytes(task->codec, &a, 1) > 0;  // 0: the library cannot do it, for instance so large a group
+}
+
+void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const auto* task = static_cast<const AttendTask*>(user_data);
+  kvt_attention a = task->shape;
+  a.q = static_cast<const float*>(task->node->src[0]->data);
+  a.mask = task->node->src[3] != nullptr ? static_cast<const uint16_t*>(task->node->src[3]->data) : nullptr;
+  a.sinks = task->node->src[4] != nullptr ? static_cast<const float*>(task->node->src[4]->data) : nullptr;
+  a.slopes = task->slopes.empty() ? nullptr : task->slopes.data();
+  a.out = static_cast<float*>(task->node->data);
+  const bool is_done = n_parts <= task->shared->n_threads &&
+                       kvt_attend_thread(task->codec, &a, task->shared->attend_workspace, static_cast<uint32_t>(part),
+                                         static_cast<uint32_t>(n_parts)) == KVT_OK;
+  if (!is_done) task->shared->has_failed = true;
+}
+
+// ---- any other operation
+
+void run_image_decode(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const auto* task = static_cast<const ImageTask*>(user_data);
+  auto* rows = reinterpret_cast<ggml_fp16_t*>(task->shared->scratch + task->scratch_offset);
+  image_decode(task->cache, task->first_row, task->n_rows, rows, part, n_parts);
+}
+
+void run_image_encode(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const auto* task = static_cast<const ImageTask*>(user_data);
+  const auto* rows = reinterpret_cast<const ggml_fp16_t*>(task->shared->scratch + task->scratch_offset);
+  image_encode(task->cache, task->first_row, task->n_rows, rows, part, n_parts);
+}
+
+}  // namespace kvt::plugin

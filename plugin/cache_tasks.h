@@ -1,0 +1,56 @@
+// What runs in place of the host's operations on a compressed cache. Each task is the user data of a GGML_OP_CUSTOM node, so it
+// runs on the inner backend's own threads: `part` of `n_parts` is one thread's share, and ggml's barriers separate the nodes.
+#ifndef KVT_PLUGIN_CACHE_TASKS_H
+#define KVT_PLUGIN_CACHE_TASKS_H
+
+#include <atomic>
+#include <vector>
+
+#include "cache_tensor.h"
+
+namespace kvt::plugin {
+
+// Shared by the tasks of a plan.
+struct TaskShared {
+  std::atomic<bool> has_failed{false};
+  char* scratch = nullptr;  // f16 rows for operations that need plain tensors
+  void* attend_workspace = nullptr;
+  int n_threads = 0;  // that the workspace is made for
+};
+
+// SET_ROWS: rows of src[0] (f32) go to the rows of the cache that src[1] (i64 or i32) names.
+struct SetRowsTask {
+  TaskShared* shared;
+  const ggml_tensor* node;
+  CacheTensor* cache;
+  int64_t first_row;  // of the view that the node writes to
+};
+// True if the task can do the node.
+bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
+void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);
+
+// FLASH_ATTN_EXT with keys and values in pages.
+struct AttendTask {
+  TaskShared* shared;
+  const ggml_tensor* node;
+  const kvt_codec* codec;
+  kvt_attention shape;  // the addresses of q, mask, sinks and out are the node's at run time
+  std::vector<float> slopes;
+};
+// Fills shape, codec and slopes. False if the node is none that kvt_attend_thread can do.
+bool make_attend_task(const ggml_tensor* node, AttendTask* task);
+void run_attend(ggml_tensor* dst, int part, int n_parts, void* task);
+
+// Rows of a cache <-> scratch, around an operation that needs the f16 tensor.
+struct ImageTask {
+  TaskShared* shared;
+  CacheTensor* cache;
+  int64_t first_row, n_rows;
+  size_t scratch_offset;
+};
+void run_image_decode(ggml_tensor* dst, int part, int n_parts, void* task);
+void run_image_encode(ggml_tensor* dst, int part, int n_parts, void* task);
+
+}  // namespace kvt::plugin
+
+#endif

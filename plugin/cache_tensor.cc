@@ -1,0 +1,115 @@
+#include "cache_tensor.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+
+#include "cache_image.h"
+#include "codec_store.h"
+#include "startup_report.h"
+
+namespace kvt::plugin {
+
+size_t os_page_bytes() {
+  static const size_t bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+bool parse_cache_name(const char* name, kvt_side* side, int* layer) {
+  if (std::strncmp(name, "cache_", 6) != 0) return false;
+  const char* end = name + std::strlen(name);
+  const char* digits = end;
+  while (digits > name && std::isdigit(static_cast<unsigned char>(digits[-1])) != 0) --digits;
+  if (digits == end || digits - name < 6 + 3) return false;
+  const char* mark = digits - 3;  // "k_l" or "v_l"
+  if ((mark[0] != 'k' && mark[0] != 'v') || mark[1] != '_' || mark[2] != 'l') return false;
+  if (side != nullptr) *side = mark[0] == 'k' ? KVT_KEY : KVT_VALUE;
+  if (layer != nullptr) *layer = std::atoi(digits);
+  return true;
+}
+
+CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image)
+    : n_values_(tensor->ne[0]),
+      n_cells_(tensor->ne[1]),
+      n_streams_(tensor->ne[2] * tensor->ne[3]),
+      row_bytes_(tensor->nb[1]),
+      image_(image) {
+  parse_cache_name(tensor->name, &side_, &layer_);
+}
+
+CacheTensor::~CacheTensor() {
+  if (pages_ != nullptr) munmap(pages_, round_up(storage_bytes(), os_page_bytes()));
+}
+
+bool CacheTensor::open_image() {
+  if (!is_image_open_) {
+    is_image_open_ = mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_READ | PROT_WRITE) == 0;
+  }
+  return is_image_open_;
+}
+
+bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
+  n_pages_ = (n_cells_ + KVT_PAGE_TOKENS - 1) / KVT_PAGE_TOKENS;
+  page_bytes_ = kvt_page_bytes(codec, side_);
+  const size_t bytes = page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim) * n_streams_);
+  void* pages = mmap(nullptr, round_up(bytes, os_page_bytes()), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (pages == MAP_FAILED) return false;
+  codec_ = codec;
+  head_dim_ = head_dim;
+  pages_ = static_cast<char*>(pages);
+  state_ = State::kPages;
+  report_layout_changed();
+  if (is_image_open_) {
+    is_written_ = true;
+    image_encode(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_), 0, 1);
+    madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
+    mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
+    is_image_open_ = false;
+  }
+  return true;
+}
+
+bool CacheTensor::make_rows(const std::string& why) {
+  if (!open_image()) return false;
+  if (pages_ != nullptr) {
+    munmap(pages_, round_up(storage_bytes(), os_page_bytes()));
+    pages_ = nullptr;
+  }
+  state_ = State::kRows;
+  why_rows_ = why;
+  report_layout_changed();
+  return true;
+}
+
+void CacheTensor::set_written() {
+  if (is_written_) return;
+  is_written_ = true;
+  report_layout_changed();
+}
+
+void CacheTensor::zero() {
+  if (pages_ != nullptr) madvise(pages_, round_up(storage_bytes(), os_page_bytes()), MADV_DONTNEED);
+  if (is_image_open_) madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
+}
+
+size_t CacheTensor::storage_bytes() const {
+  if (state_ == State::kPages) {
+    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_);
+  }
+  const size_t token_estimate = state_ == State::kUndecided ? largest_token_bytes(side_, n_values_) : 0;
+  if (token_estimate == 0) return image_bytes();
+  return token_estimate * static_cast<size_t>(n_streams_) * round_up(static_cast<size_t>(n_cells_), KVT_PAGE_TOKENS);
+}
+
+double CacheTensor::token_bytes() const {
+  if (state_ != State::kPages) return static_cast<double>(row_bytes_);
+  return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS;
+}
+
+}  // namespace kvt::plugin

@@ -1,0 +1,225 @@
+#include "graph_plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "cache_buffer.h"
+#include "plugin_messages.h"
+
+namespace kvt::plugin {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+CacheTensor* paged_cache_of(const ggml_tensor* t) {
+  CacheTensor* cache = cache_tensor_of(t);
+  return cache != nullptr && cache->state() == CacheTensor::State::kPages ? cache : nullptr;
+}
+
+bool touches_pages(const ggml_tensor* node) {
+  if (host().is_empty_op(node->op)) return false;
+  if (paged_cache_of(node) != nullptr) return true;
+  return std::any_of(std::begin(node->src), std::end(node->src),
+                     [](const ggml_tensor* s) { return paged_cache_of(s) != nullptr; });
+}
+
+size_t last_byte(const ggml_tensor* t) {
+  size_t at = sizeof(ggml_fp16_t) - 1;
+  for (int i = 0; i < GGML_MAX_DIMS; ++i) at += static_cast<size_t>(t->ne[i] - 1) * t->nb[i];
+  return at;
+}
+
+}  // namespace
+
+GraphPlan::~GraphPlan() {
+  if (scratch_ != nullptr) host().ggml_backend_buffer_free(scratch_);
+  std::free(shared_.attend_workspace);
+}
+
+// uid 0 means that the host gives no identity; evaluation callbacks pass such parts of graphs.
+bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
+  return graph->uid != 0 && graph->n_nodes > 0 && graph->uid == uid_ && graph->n_nodes == n_graph_nodes_ &&
+         n_threads <= shared_.n_threads && graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
+         last_node_->data == last_data_;
+}
+
+ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
+  shared_.has_failed = false;
+  if (graph->n_nodes == 0) return graph;
+  if (!is_reusable(graph, n_threads)) {
+    uid_ = 0;
+    build(graph);
+    if (is_changed_ && !allocate(n_threads)) return nullptr;
+    uid_ = graph->uid;
+    n_graph_nodes_ = graph->n_nodes;
+    first_node_ = graph->nodes[0];
+    last_node_ = graph->nodes[graph->n_nodes - 1];
+    last_data_ = last_node_->data;
+    // A copy of the host's structure keeps its table of uses, by which the inner backend knows what it may fuse.
+    inner_graph_ = *graph;
+    inner_graph_.size = 0;
+    inner_graph_.n_leafs = 0;
+    inner_graph_.leafs = nullptr;
+    inner_graph_.grads = nullptr;
+    inner_graph_.grad_accs = nullptr;
+    inner_graph_.nodes = nodes_.data();
+    inner_graph_.n_nodes = static_cast<int>(nodes_.size());
+    inner_graph_.uid = host().ggml_graph_next_uid();
+  }
+  return is_changed_ ? &inner_graph_ : graph;
+}
+
+void GraphPlan::build(const ggml_cgraph* graph) {
+  nodes_.clear();
+  shadows_.clear();
+  set_rows_tasks_.clear();
+  attend_tasks_.clear();
+  image_tasks_.clear();
+  in_scratch_.clear();
+  is_changed_ = false;
+  for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
+}
+
+void GraphPlan::add_node(ggml_tensor* node) {
+  if (!touches_pages(node)) {
+    nodes_.push_back(node);
+    return;
+  }
+  is_changed_ = true;
+  CacheTensor* cache = paged_cache_of(node);
+  if (node->op == host().op.set_rows && cache != nullptr && can_set_rows(node, *cache)) {
+    add_set_rows(node, cache);
+    return;
+  }
+  if (node->op == host().op.flash_attn_ext) {
+    AttendTask task{};
+    if (make_attend_task(node, &task)) {
+      task.shared = &shared_;
+      attend_tasks_.push_back(std::move(task));
+      add_custom(node, run_attend, &attend_tasks_.back());
+      return;
+    }
+  }
+  add_generic(node);
+}
+
+void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
+  set_rows_tasks_.push_back({&shared_, node, cache, static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes())});
+  add_custom(node, run_set_rows, &set_rows_tasks_.back());
+}
+
+void GraphPlan::add_generic(ggml_tensor* node) {
+  // A shift of positions happens now and then. Other operations may come with every token, and the user should know.
+  const std::string name = host().ggml_op_name(node->op);
+  if (name != "ROPE" && name != "CPY") {
+    say_once("the host runs " + name + " on the compressed cache: correct, but slow, as the cache is decoded each time");
+  }
+
+  std::map<CacheTensor*, RowRange> ranges;
+  const auto want = [&](const ggml_tensor* t) {
+    CacheTensor* cache = paged_cache_of(t);
+    if (cache == nullptr || t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] == 0) return;
+    const size_t offset = cache->offset_of(t->data);
+    const auto begin = static_cast<int64_t>(offset / cache->row_bytes());
+    const auto end = static_cast<int64_t>((offset + last_byte(t)) / cache->row_bytes()) + 1;
+    const auto [it, is_new] = ranges.try_emplace(cache, RowRange{begin, end, 0});
+    if (!is_new) {
+      it->second.begin = std::min(it->second.begin, begin);
+      it->second.end = std::max(it->second.end, end);
+    }
+  };
+  want(node);
+  for (const ggml_tensor* src : node->src) {
+    if (src != nullptr) want(src);
+  }
+  size_t scratch_bytes = 0;
+  for (auto& [cache, range] : ranges) {
+    range.scratch_offset = scratch_bytes;
+    scratch_bytes += round_up(static_cast<size_t>(range.end - range.begin) * cache->row_bytes(), kAlignment);
+    image_tasks_.push_back({&shared_, cache, range.begin, range.end - range.begin, range.scratch_offset});
+    add_custom(node, run_image_decode, &image_tasks_.back());
+  }
+  scratch_bytes_needed_ = std::max(scratch_bytes_needed_, scratch_bytes);
+
+  ggml_tensor* shadow = add_shadow(node);
+  for (ggml_tensor*& src : shadow->src) {
+    if (src != nullptr && paged_cache_of(src) != nullptr) src = add_shadow_source(src, ranges);
+  }
+  if (paged_cache_of(node) != nullptr) move_to_scratch(shadow, ranges);
+  nodes_.push_back(shadow);
+
+  if (CacheTensor* written = paged_cache_of(node)) {
+    const RowRange& range = ranges.at(written);
+    image_tasks_.push_back({&shared_, written, range.begin, range.end - range.begin, range.scratch_offset});
+    add_custom(node, run_image_encode, &image_tasks_.back());
+  }
+}
+
+ggml_tensor* GraphPlan::add_shadow(const ggml_tensor* node) {
+  shadows_.push_back(*node);
+  return &shadows_.back();
+}
+
+ggml_tensor* GraphPlan::add_shadow_source(const ggml_tensor* src, const std::map<CacheTensor*, RowRange>& ranges) {
+  ggml_tensor* shadow = add_shadow(src);
+  shadow->op = host().op.none;
+  std::fill(std::begin(shadow->src), std::end(shadow->src), nullptr);
+  move_to_scratch(shadow, ranges);
+  return shadow;
+}
+
+void GraphPlan::move_to_scratch(ggml_tensor* shadow, const std::map<CacheTensor*, RowRange>& ranges) {
+  CacheTensor* cache = paged_cache_of(shadow);
+  const RowRange& range = ranges.at(cache);
+  const size_t in_range = cache->offset_of(shadow->data) - static_cast<size_t>(range.begin) * cache->row_bytes();
+  in_scratch_.push_back({shadow, range.scratch_offset + in_range});
+}
+
+// A node that ggml runs as our function. It keeps the shape and the address of the host's node.
+void GraphPlan::add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task) {
+  ggml_tensor* custom = add_shadow(node);
+  const ggml_custom_op_params params = {run, GGML_N_TASKS_MAX, task};
+  custom->op = host().op.custom;
+  std::memset(custom->op_params, 0, sizeof(custom->op_params));
+  std::memcpy(custom->op_params, &params, sizeof(params));
+  nodes_.push_back(custom);
+}
+
+// Scratch and workspace for the largest node: nodes run one after another and share them.
+bool GraphPlan::allocate(int n_threads) {
+  const HostGgml& ggml = host();
+  if (scratch_bytes_needed_ > 0 &&
+      (scratch_ == nullptr || ggml.ggml_backend_buffer_get_size(scratch_) < scratch_bytes_needed_)) {
+    if (scratch_ != nullptr) ggml.ggml_backend_buffer_free(scratch_);
+    scratch_ = ggml.ggml_backend_buft_alloc_buffer(inner_device_->iface.get_buffer_type(inner_device_), scratch_bytes_needed_);
+    if (scratch_ == nullptr) return false;
+    shared_.scratch = static_cast<char*>(ggml.ggml_backend_buffer_get_base(scratch_));
+  }
+  for (const InScratch& s : in_scratch_) {
+    s.tensor->data = shared_.scratch + s.offset;
+    s.tensor->buffer = scratch_;
+    s.tensor->view_src = nullptr;
+    s.tensor->view_offs = 0;
+  }
+
+  size_t workspace_bytes = 0;
+  for (const AttendTask& task : attend_tasks_) {
+    workspace_bytes =
+        std::max(workspace_bytes, kvt_attend_workspace_bytes(task.codec, &task.shape, static_cast<uint32_t>(n_threads)));
+  }
+  shared_.n_threads = n_threads;
+  if (workspace_bytes > workspace_bytes_) {
+    std::free(shared_.attend_workspace);
+    workspace_bytes_ = round_up(workspace_bytes, kAlignment);
+    shared_.attend_workspace = std::aligned_alloc(kAlignment, workspace_bytes_);
+    if (shared_.attend_workspace == nullptr) {
+      workspace_bytes_ = 0;
+      return false;
+    }
+    std::memset(shared_.attend_workspace, 0, kAlignment);  // the library's barrier
+  }
+  return true;
+}
+
+}  // namespace kvt::plugin

@@ -1,0 +1,114 @@
+#include "plugin_options.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace kvt::plugin {
+namespace {
+
+constexpr const char* kPrefix = "KVTURBO_";
+constexpr const char* kVariables[] = {"KVTURBO_CODEC", "KVTURBO_DEVICE", "KVTURBO_ISA", "KVTURBO_LOG", "KVTURBO_REPORT"};
+// Variables of the kvturbo program, which starts hosts with its own environment.
+constexpr const char* kProgramVariables[] = {"KVTURBO_CACHE", "KVTURBO_HOST", "KVTURBO_MODEL", "KVTURBO_PLUGIN"};
+
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+// " (did you mean X?)" for a near miss, and the list of what is valid.
+std::string valid_ones(const std::string& given, const std::vector<std::string>& valid) {
+  std::string list;
+  const std::string* nearest = &valid.front();
+  for (const std::string& v : valid) {
+    list += (list.empty() ? "" : ", ") + v;
+    if (edit_distance(given, v) < edit_distance(given, *nearest)) nearest = &v;
+  }
+  const bool is_near = edit_distance(given, *nearest) <= std::max<size_t>(1, nearest->size() / 3);
+  return (is_near ? "; did you mean " + *nearest + "?" : std::string()) + " Valid: " + list;
+}
+
+std::string bad_value(const char* variable, const std::string& value, const std::vector<std::string>& valid) {
+  const std::string tail = valid_ones(value, valid);
+  return std::string(variable) + "=" + value + " is unknown" + (tail[0] == ';' ? tail : "." + tail);
+}
+
+bool check_names(std::string* error) {
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    if (std::strncmp(*entry, kPrefix, std::strlen(kPrefix)) != 0) continue;
+    const std::string name(*entry, std::strcspn(*entry, "="));
+    const auto is_name = [&](const char* known) { return name == known; };
+    if (std::any_of(std::begin(kVariables), std::end(kVariables), is_name)) continue;
+    if (std::any_of(std::begin(kProgramVariables), std::end(kProgramVariables), is_name)) continue;
+    const std::string tail = valid_ones(name, {std::begin(kVariables), std::end(kVariables)});
+    *error = "the environment variable " + name + " is unknown" + (tail[0] == ';' ? tail : "." + tail);
+    return false;
+  }
+  return true;
+}
+
+// The value of a variable, "" if it is not set; set but empty counts as not set.
+std::string value_of(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value != nullptr ? value : "";
+}
+
+}  // namespace
+
+bool read_plugin_options(PluginOptions* options, std::string* error) {
+  if (!check_names(error)) return false;
+
+  const std::string codec = value_of("KVTURBO_CODEC");
+  if (!codec.empty() && kvt_codec_from_name(codec.c_str(), &options->codec) != KVT_OK) {
+    std::vector<std::string> names;
+    for (int i = 0; kvt_codec_name(static_cast<kvt_codec_id>(i)) != nullptr; ++i) {
+      names.emplace_back(kvt_codec_name(static_cast<kvt_codec_id>(i)));
+    }
+    *error = bad_value("KVTURBO_CODEC", codec, names);
+    return false;
+  }
+
+  const std::string device = value_of("KVTURBO_DEVICE");
+  if (!device.empty() && device != "cpu") {
+    *error = bad_value("KVTURBO_DEVICE", device, {"cpu"});
+    return false;
+  }
+  options->force_cpu = device == "cpu";
+
+  const std::string log = value_of("KVTURBO_LOG");
+  if (!log.empty() && log != "quiet" && log != "info") {
+    *error = bad_value("KVTURBO_LOG", log, {"info", "quiet"});
+    return false;
+  }
+  options->is_quiet = log == "quiet";
+
+  options->report_path = value_of("KVTURBO_REPORT");
+
+  // The library reads KVTURBO_ISA itself; a codec of any head dim tells whether it can be had.
+  kvt_codec* probe = nullptr;
+  const kvt_status status = kvt_codec_create(options->codec, 64, 64, &probe);
+  if (status != KVT_OK) {
+    const std::string isa = value_of("KVTURBO_ISA");
+    *error = status == KVT_ERROR_UNSUPPORTED_ISA && !isa.empty()
+                 ? "KVTURBO_ISA=" + isa + " names kernels that this CPU or build lacks. Unset it, or use scalar, avx2 or avx512"
+                 : std::string(kvt_status_string(status));
+    return false;
+  }
+  kvt_codec_destroy(probe);
+  return true;
+}
+
+}  // namespace kvt::plugin

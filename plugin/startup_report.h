@@ -1,0 +1,30 @@
+// Says what is compressed and what is not: one line for people, and a JSON file for programs (KVTURBO_REPORT).
+//
+// JSON: codec, isa, kv_bytes_per_token, kv_bytes_per_token_f16, ratio, layers_compressed, layers_total,
+// not_compressed: [{layers: "0-3,7", reason}], host_ggml_version, backend_api. The figures are sums over all caches on the
+// device.
+#ifndef KVT_PLUGIN_STARTUP_REPORT_H
+#define KVT_PLUGIN_STARTUP_REPORT_H
+
+#include <string>
+
+#include "plugin_options.h"
+
+namespace kvt::plugin {
+
+void report_configure(const PluginOptions& options);
+
+// Called before each graph: reports the caches whose layout has been settled since the last call. Cheap if there are none.
+void report_layout();
+// To be called when a tensor's layout is settled.
+void report_layout_changed();
+
+// A cache that the host keeps out of our reach: said once, with the remedy.
+void report_not_compressed(const std::string& reason);
+
+// At the end of the process: if a model ran and no cache came to us, says so.
+void report_at_exit();
+
+}  // namespace kvt::plugin
+
+#endif
