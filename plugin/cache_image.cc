@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "api/engine_encode.h"
+#include "cache_rows.h"
 
 namespace kvt::plugin {
 namespace {
@@ -32,9 +32,7 @@ struct HeadValues {
 };
 
 void decode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, HeadValues* values) {
-  kvt_decode(cache->codec(), cache->side(), cache->head_pages(chunk.stream, head), cache->page_stride(),
-             static_cast<size_t>(chunk.cell), static_cast<size_t>(chunk.n_rows), values->fp32.data(),
-             static_cast<size_t>(cache->head_dim()));
+  read_rows(cache, chunk.stream, head, chunk.cell, static_cast<size_t>(chunk.n_rows), values->fp32.data());
   host().ggml_fp32_to_fp16_row(values->fp32.data(), values->fp16.data(), chunk.n_rows * cache->head_dim());
 }
 
@@ -51,8 +49,7 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     cells[n_changed++] = chunk.cell + i;
   }
   if (n_changed == 0) return;
-  kvt_internal::encode_unchecked(cache->codec(), cache->side(), values->fp32.data(), d, n_changed, cells,
-                                 cache->head_pages(chunk.stream, head), cache->page_stride());
+  write_rows(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
 }
 
 }  // namespace
@@ -126,6 +123,18 @@ void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst) {
 
 namespace {
 
+// Keys that come from a saved state before any were computed: the conditioning is learnt from them.
+void learn_from_image(CacheTensor* cache, const ggml_fp16_t* rows, int64_t n_rows) {
+  KeyConditioner* conditioner = cache->conditioner();
+  if (conditioner == nullptr || !conditioner->is_learning()) return;
+  if (conditioner->n_kept() > 0) return conditioner->freeze();
+  const auto n = static_cast<size_t>(n_rows * cache->n_values());
+  if (std::all_of(rows, rows + n, [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) return;  // an empty cache stays one
+  std::vector<float> values(n);
+  host().ggml_fp16_to_fp32_row(rows, values.data(), static_cast<int64_t>(n));
+  conditioner->learn_from_rows(values.data(), static_cast<size_t>(n_rows));
+}
+
 // source(done, bytes, where) puts bytes done .. done + bytes - 1 of the new contents at where.
 template <typename Source>
 void write_range(CacheTensor* cache, size_t offset, size_t size, Source source) {
@@ -139,6 +148,7 @@ void write_range(CacheTensor* cache, size_t offset, size_t size, Source source) 
     const bool has_partial_row = skip != 0 || bytes % cache->row_bytes() != 0;
     if (has_partial_row) image_decode(cache, first_row, n_rows, rows.data(), 0, 1);
     source(done, bytes, reinterpret_cast<char*>(rows.data()) + skip);
+    learn_from_image(cache, rows.data(), n_rows);
     image_encode(cache, first_row, n_rows, rows.data(), 0, 1);
   });
 }
@@ -162,13 +172,20 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
   const bool is_same_layout = src->state() == CacheTensor::State::kPages && dst->state() == CacheTensor::State::kPages &&
                               src->side() == dst->side() && src->head_dim() == dst->head_dim() &&
                               src->n_values() == dst->n_values() && src->page_stride() == dst->page_stride();
-  if (!is_same_layout) return false;
+  // Codes mean something only together with their conditioning.
+  if (!is_same_layout || (src != dst && (src->conditioner() != nullptr || dst->conditioner() != nullptr))) return false;
   const int64_t src_cell = src_row % src->n_cells(), dst_cell = dst_row % dst->n_cells();
   const bool is_within_streams = src_cell + n_rows <= src->n_cells() && dst_cell + n_rows <= dst->n_cells();
   const bool is_whole_pages =
       src_cell % kPageTokens == 0 && dst_cell % kPageTokens == 0 &&
       (n_rows % kPageTokens == 0 || (src_cell + n_rows == src->n_cells() && dst_cell + n_rows == dst->n_cells()));
-  if (!is_within_streams || !is_whole_pages) return false;
+  const bool has_exact_rows = src->n_exact() > 0 && (src_cell == 0 || dst_cell == 0);
+  if (!is_within_streams || !is_whole_pages || (has_exact_rows && src_cell != dst_cell)) return false;
+  if (dst->conditioner() != nullptr) dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  if (has_exact_rows) {
+    const size_t bytes = std::min(src->exact_stream_stride(), dst->exact_stream_stride());
+    std::memcpy(dst->exact_row(dst_row / dst->n_cells(), 0, 0), src->exact_row(src_row / src->n_cells(), 0, 0), bytes);
+  }
   dst->set_written();
   const size_t page_bytes = src->page_stride();
   for (int64_t head = 0; head < src->n_heads(); ++head) {

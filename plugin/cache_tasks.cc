@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "api/engine_encode.h"
 #include "cache_buffer.h"
 #include "cache_image.h"
+#include "cache_rows.h"
 #include "codec_store.h"
 
 namespace kvt::plugin {
@@ -29,6 +29,20 @@ int64_t row_index(const ggml_tensor* index, int64_t i) {
   return index->type == GGML_TYPE_I64 ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
 }
 
+// Keys that come while their conditioning is being learnt: stored by run_store_kept, once the queries are known too.
+void keep_rows(const SetRowsTask* task) {
+  const ggml_tensor* rows = task->node->src[0];
+  for (int64_t i = 0; i < rows->ne[1]; ++i) {
+    const int64_t row = task->first_row + row_index(task->node->src[1], i);
+    if (row < 0 || row >= task->cache->n_rows()) {
+      task->shared->has_failed = true;
+      return;
+    }
+    task->cache->conditioner()->keep_row(
+        reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(i) * rows->nb[1]), row);
+  }
+}
+
 }  // namespace
 
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
@@ -38,8 +52,11 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
-  constexpr int64_t kMaxRun = 64;
-  int64_t cells[kMaxRun];
+  if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
+    if (part == 0) keep_rows(task);
+    return;
+  }
+  int64_t cells[kMaxRowsAtOnce];
   const size_t src_stride = rows->nb[1] / sizeof(float);
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
     int64_t run_begin = 0, run_stream = 0, n_run = 0;
@@ -47,9 +64,7 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
       if (n_run == 0) return;
       const float* src =
           reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(run_begin) * rows->nb[1]);
-      kvt_internal::encode_unchecked(cache->codec(), cache->side(), src + head * cache->head_dim(), src_stride,
-                                     static_cast<size_t>(n_run), cells, cache->head_pages(run_stream, head),
-                                     cache->page_stride());
+      write_rows(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
       n_run = 0;
     };
     for (int64_t i = 0; i < rows->ne[1]; ++i) {
@@ -63,7 +78,7 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
         flush();
         continue;
       }
-      if (n_run == kMaxRun || (n_run > 0 && stream != run_stream)) flush();
+      if (n_run == kMaxRowsAtOnce || (n_run > 0 && stream != run_stream)) flush();
       if (n_run == 0) {
         run_begin = i;
         run_stream = stream;
@@ -74,6 +89,47 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   }
 }
 
+// ---- learning of key conditioning, between SET_ROWS and the first operation that reads the keys
+
+void run_learn(ggml_tensor*, int part, int, void* user_data) {
+  auto* task = static_cast<LearnTask*>(user_data);
+  KeyConditioner* conditioner = task->keys->conditioner();
+  if (part != 0 || !conditioner->is_learning()) return;
+  const ggml_tensor* q = task->queries;
+  if (q != nullptr) {
+    const int64_t n_group = q->ne[2] / task->keys->n_heads();
+    for (int64_t s = 0; s < q->ne[3]; ++s) {
+      for (int64_t i = 0; i < q->ne[1]; ++i) {
+        for (int64_t h = 0; h < q->ne[2]; ++h) {
+          const size_t at = static_cast<size_t>(i) * q->nb[1] + static_cast<size_t>(h) * q->nb[2] + static_cast<size_t>(s) * q->nb[3];
+          conditioner->add_query(h / n_group, reinterpret_cast<const float*>(static_cast<const char*>(q->data) + at));
+        }
+      }
+    }
+  }
+  task->first_to_store = conditioner->learn();
+}
+
+void run_store_kept(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const auto* task = static_cast<const LearnTask*>(user_data);
+  CacheTensor* keys = task->keys;
+  const KeyConditioner* conditioner = keys->conditioner();
+  if (!conditioner->is_learning()) return;
+  for (size_t i = task->first_to_store; i < conditioner->n_kept(); ++i) {
+    const int64_t row = conditioner->kept_place(i), stream = row / keys->n_cells(), cell = row % keys->n_cells();
+    for (int64_t head = 0; head < keys->n_heads(); ++head) {
+      if ((cell / KVT_PAGE_TOKENS + head) % n_parts != part) continue;
+      const float* key = conditioner->kept_row(i) + head * keys->head_dim();
+      write_rows(keys, stream, head, key, static_cast<size_t>(keys->head_dim()), 1, &cell);
+    }
+  }
+}
+
+void run_finish_learning(ggml_tensor*, int part, int, void* user_data) {
+  KeyConditioner* conditioner = static_cast<const LearnTask*>(user_data)->keys->conditioner();
+  if (part == 0 && conditioner->is_learning()) conditioner->finish_pass();
+}
+
 // ---- FLASH_ATTN_EXT
 
 namespace {
@@ -82,6 +138,7 @@ namespace {
 struct PagedView {
   CacheTensor* cache;
   const char* first_page;
+  const ggml_fp16_t* exact;  // exact rows of its first head and stream, if it begins at cell 0; else nullptr
 };
 
 bool find_paged_view(const ggml_tensor* t, PagedView* view) {
@@ -99,6 +156,7 @@ bool find_paged_view(const ggml_tensor* t, PagedView* view) {
   view->cache = cache;
   view->first_page = cache->head_pages(stream, static_cast<int64_t>(column / head_bytes)) +
                      static_cast<size_t>(cell / KVT_PAGE_TOKENS) * cache->page_stride();
+  view->exact = cell == 0 && cache->n_exact() > 0 ? cache->exact_row(stream, static_cast<int64_t>(column / head_bytes), 0) : nullptr;
   return true;
 }
 
@@ -171,6 +229,20 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
     a.mask_query_stride = mask->nb[1];
     a.mask_head_stride = mask->ne[2] == 1 ? 0 : mask->nb[2];
     a.mask_stream_stride = mask->ne[3] == 1 ? 0 : mask->nb[3];
+  }
+  if (keys.cache->conditioner() != nullptr) {
+    const auto first_head = static_cast<int64_t>(keys.cache->offset_of(k->data) % keys.cache->row_bytes() / k->nb[0]) / k->ne[0];
+    a.key_scale = keys.cache->conditioner()->scale() + first_head * k->ne[0];
+    a.key_scale_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+  }
+  if (keys.exact != nullptr && values.exact != nullptr) {
+    a.n_exact = static_cast<uint32_t>(keys.cache->n_exact());
+    a.exact_k = keys.exact;
+    a.exact_k_head_stride = keys.cache->exact_head_stride();
+    a.exact_k_stream_stride = keys.cache->exact_stream_stride();
+    a.exact_v = values.exact;
+    a.exact_v_head_stride = values.cache->exact_head_stride();
+    a.exact_v_stream_stride = values.cache->exact_stream_stride();
   }
   a.scale = float_param(node, 0);
   a.logit_softcap = float_param(node, 2);

@@ -29,6 +29,16 @@ struct SetRowsTask {
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
 void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);
 
+// Before an operation that reads keys whose conditioning is being learnt: three tasks, in this order.
+struct LearnTask {
+  CacheTensor* keys;
+  const ggml_tensor* queries;  // of the attention that follows; nullptr if it is another operation
+  size_t first_to_store;
+};
+void run_learn(ggml_tensor* dst, int part, int n_parts, void* task);
+void run_store_kept(ggml_tensor* dst, int part, int n_parts, void* task);
+void run_finish_learning(ggml_tensor* dst, int part, int n_parts, void* task);
+
 // FLASH_ATTN_EXT with keys and values in pages.
 struct AttendTask {
   TaskShared* shared;

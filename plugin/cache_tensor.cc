@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
@@ -43,7 +44,11 @@ CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image)
 }
 
 CacheTensor::~CacheTensor() {
-  if (pages_ != nullptr) munmap(pages_, round_up(storage_bytes(), os_page_bytes()));
+  if (pages_ != nullptr) munmap(pages_, page_memory_bytes());
+}
+
+size_t CacheTensor::page_memory_bytes() const {
+  return round_up(page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_), os_page_bytes());
 }
 
 bool CacheTensor::open_image() {
@@ -64,6 +69,11 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   head_dim_ = head_dim;
   pages_ = static_cast<char*>(pages);
   state_ = State::kPages;
+  if (codec_store_id() != KVT_CODEC_F16) {
+    if (side_ == KVT_KEY && codec_store_is_conditioned()) conditioner_ = std::make_unique<KeyConditioner>(n_heads(), head_dim_);
+    n_exact_ = std::min<int64_t>(codec_store_n_exact(), n_cells_);
+    exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
+  }
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
@@ -78,8 +88,11 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
 bool CacheTensor::make_rows(const std::string& why) {
   if (!open_image()) return false;
   if (pages_ != nullptr) {
-    munmap(pages_, round_up(storage_bytes(), os_page_bytes()));
+    munmap(pages_, page_memory_bytes());
     pages_ = nullptr;
+    conditioner_.reset();
+    n_exact_ = 0;
+    exact_.clear();
   }
   state_ = State::kRows;
   why_rows_ = why;
@@ -94,13 +107,15 @@ void CacheTensor::set_written() {
 }
 
 void CacheTensor::zero() {
-  if (pages_ != nullptr) madvise(pages_, round_up(storage_bytes(), os_page_bytes()), MADV_DONTNEED);
+  if (pages_ != nullptr) madvise(pages_, page_memory_bytes(), MADV_DONTNEED);
+  if (conditioner_ != nullptr) conditioner_->reset();
+  std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});
   if (is_image_open_) madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
 }
 
 size_t CacheTensor::storage_bytes() const {
   if (state_ == State::kPages) {
-    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_);
+    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_) + exact_.size() * sizeof(ggml_fp16_t);
   }
   const size_t token_estimate = state_ == State::kUndecided ? largest_token_bytes(side_, n_values_) : 0;
   if (token_estimate == 0) return image_bytes();

@@ -17,9 +17,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "ggml_abi/host_ggml.h"
+#include "key_conditioner.h"
 #include "kvturbo/kvturbo.h"
 
 namespace kvt::plugin {
@@ -84,6 +87,17 @@ class CacheTensor {
     return pages_ + static_cast<size_t>(stream) * stream_stride() + static_cast<size_t>(head) * head_stride();
   }
 
+  // Keys of lossy codecs, unless switched off; else nullptr.
+  KeyConditioner* conditioner() { return conditioner_.get(); }
+  const KeyConditioner* conditioner() const { return conditioner_.get(); }
+  // The first n_exact cells of each stream, in fp16 beside their codes: what the encoder was given. 0 for f16.
+  int64_t n_exact() const { return n_exact_; }
+  ggml_fp16_t* exact_row(int64_t stream, int64_t head, int64_t cell) {
+    return exact_.data() + ((stream * n_heads() + head) * n_exact_ + cell) * head_dim_;
+  }
+  size_t exact_head_stride() const { return static_cast<size_t>(n_exact_ * head_dim_) * sizeof(ggml_fp16_t); }
+  size_t exact_stream_stride() const { return exact_head_stride() * static_cast<size_t>(n_heads()); }
+
   // Everything becomes zero, and memory goes back to the system.
   void zero();
 
@@ -93,6 +107,8 @@ class CacheTensor {
   double token_bytes() const;
 
  private:
+  size_t page_memory_bytes() const;
+
   kvt_side side_ = KVT_KEY;
   int layer_ = 0;
   int64_t n_values_, n_cells_, n_streams_;
@@ -108,6 +124,9 @@ class CacheTensor {
   int64_t n_pages_ = 0;  // of a head of a stream
   size_t page_bytes_ = 0;
   char* pages_ = nullptr;  // [n_streams, n_heads, n_pages] pages
+  std::unique_ptr<KeyConditioner> conditioner_;
+  int64_t n_exact_ = 0;
+  std::vector<ggml_fp16_t> exact_;  // [n_streams, n_heads, n_exact, head_dim]
 };
 
 }  // namespace kvt::plugin

@@ -9,12 +9,20 @@ namespace kvt::plugin {
 namespace {
 
 kvt_codec_id g_codec_id = KVT_CODEC_K4V3;
+bool g_is_conditioned = true;
+int g_n_exact = 0;
 std::mutex g_mutex;
 std::map<std::pair<int64_t, int64_t>, const kvt_codec*> g_codecs;
 
 }  // namespace
 
-void codec_store_select(kvt_codec_id id) { g_codec_id = id; }
+void codec_store_select(kvt_codec_id id, bool is_conditioned, int n_exact) {
+  g_codec_id = id;
+  g_is_conditioned = is_conditioned;
+  g_n_exact = n_exact;
+}
+bool codec_store_is_conditioned() { return g_is_conditioned; }
+int codec_store_n_exact() { return g_n_exact; }
 kvt_codec_id codec_store_id() { return g_codec_id; }
 const char* codec_store_name() { return kvt_codec_name(g_codec_id); }
 

@@ -41,7 +41,7 @@ GraphPlan::~GraphPlan() {
 bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
   return graph->uid != 0 && graph->n_nodes > 0 && graph->uid == uid_ && graph->n_nodes == n_graph_nodes_ &&
          n_threads <= shared_.n_threads && graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
-         last_node_->data == last_data_;
+         last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation();
 }
 
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
@@ -49,6 +49,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
   if (graph->n_nodes == 0) return graph;
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
+    conditioning_ = KeyConditioner::generation();
     build(graph);
     if (is_changed_ && !allocate(n_threads)) return nullptr;
     uid_ = graph->uid;
@@ -74,6 +75,7 @@ void GraphPlan::build(const ggml_cgraph* graph) {
   nodes_.clear();
   shadows_.clear();
   set_rows_tasks_.clear();
+  learn_tasks_.clear();
   attend_tasks_.clear();
   image_tasks_.clear();
   in_scratch_.clear();
@@ -92,9 +94,17 @@ void GraphPlan::add_node(ggml_tensor* node) {
     add_set_rows(node, cache);
     return;
   }
-  if (node->op == host().op.flash_attn_ext) {
-    AttendTask task{};
-    if (make_attend_task(node, &task)) {
+  const bool is_attention = node->op == host().op.flash_attn_ext;
+  AttendTask task{};
+  const bool can_attend = is_attention && make_attend_task(node, &task);
+  for (const ggml_tensor* src : node->src) {
+    CacheTensor* keys = paged_cache_of(src);
+    if (keys != nullptr && keys->conditioner() != nullptr && keys->conditioner()->is_learning()) {
+      add_learning(node, keys, can_attend ? node->src[0] : nullptr);
+    }
+  }
+  if (is_attention) {
+    if (can_attend) {
       task.shared = &shared_;
       attend_tasks_.push_back(std::move(task));
       add_custom(node, run_attend, &attend_tasks_.back());
@@ -107,6 +117,14 @@ void GraphPlan::add_node(ggml_tensor* node) {
 void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
   set_rows_tasks_.push_back({&shared_, node, cache, static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes())});
   add_custom(node, run_set_rows, &set_rows_tasks_.back());
+}
+
+void GraphPlan::add_learning(const ggml_tensor* node, CacheTensor* keys, const ggml_tensor* queries) {
+  learn_tasks_.push_back({keys, queries, 0});
+  LearnTask* task = &learn_tasks_.back();
+  add_custom(node, run_learn, task);
+  add_custom(node, run_store_kept, task);
+  add_custom(node, run_finish_learning, task);
 }
 
 void GraphPlan::add_generic(ggml_tensor* node) {

@@ -44,6 +44,7 @@ class GraphPlan {
   void build(const ggml_cgraph* graph);
   void add_node(ggml_tensor* node);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);
+  void add_learning(const ggml_tensor* node, CacheTensor* keys, const ggml_tensor* queries);
   void add_generic(ggml_tensor* node);
   void add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task);
   ggml_tensor* add_shadow(const ggml_tensor* node);
@@ -58,6 +59,7 @@ class GraphPlan {
   std::vector<ggml_tensor*> nodes_;
   std::deque<ggml_tensor> shadows_;
   std::deque<SetRowsTask> set_rows_tasks_;
+  std::deque<LearnTask> learn_tasks_;
   std::deque<AttendTask> attend_tasks_;
   std::deque<ImageTask> image_tasks_;
   bool is_changed_ = false;  // nodes_ differs from the host's nodes
@@ -76,6 +78,7 @@ class GraphPlan {
 
   // What the plan was made for.
   uint64_t uid_ = 0;
+  uint64_t conditioning_ = 0;  // KeyConditioner::generation()
   int n_graph_nodes_ = 0;
   const ggml_tensor* first_node_ = nullptr;
   const ggml_tensor* last_node_ = nullptr;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -10,7 +11,8 @@ namespace kvt::plugin {
 namespace {
 
 constexpr const char* kPrefix = "KVTURBO_";
-constexpr const char* kVariables[] = {"KVTURBO_CODEC", "KVTURBO_DEVICE", "KVTURBO_ISA", "KVTURBO_LOG", "KVTURBO_REPORT"};
+constexpr const char* kVariables[] = {"KVTURBO_CODEC", "KVTURBO_CONDITION", "KVTURBO_DEVICE", "KVTURBO_ISA",
+                                        "KVTURBO_LOG",   "KVTURBO_REPORT",    "KVTURBO_SINKS"};
 // Variables of the kvturbo program, which starts hosts with its own environment.
 constexpr const char* kProgramVariables[] = {"KVTURBO_CACHE", "KVTURBO_HOST", "KVTURBO_MODEL", "KVTURBO_PLUGIN"};
 
@@ -79,6 +81,23 @@ bool read_plugin_options(PluginOptions* options, std::string* error) {
     }
     *error = bad_value("KVTURBO_CODEC", codec, names);
     return false;
+  }
+
+  const std::string condition = value_of("KVTURBO_CONDITION");
+  if (!condition.empty() && condition != "on" && condition != "off") {
+    *error = bad_value("KVTURBO_CONDITION", condition, {"on", "off"});
+    return false;
+  }
+  options->is_conditioned = condition != "off";
+
+  const std::string sinks = value_of("KVTURBO_SINKS");
+  if (!sinks.empty()) {
+    const bool is_number = sinks.size() <= 2 && sinks.find_first_not_of("0123456789") == std::string::npos;
+    options->n_exact = is_number ? std::atoi(sinks.c_str()) : -1;
+    if (options->n_exact < 0 || options->n_exact > KVT_MAX_EXACT) {
+      *error = "KVTURBO_SINKS=" + sinks + " is not a number from 0 to " + std::to_string(KVT_MAX_EXACT);
+      return false;
+    }
   }
 
   const std::string device = value_of("KVTURBO_DEVICE");

@@ -1,0 +1,69 @@
+// Key conditioning (docs/algorithm.md 5): keys are stored as (k - mean) / scale, one mean and scale for each kv head of a layer.
+//
+// Learnt from the first keys and queries of a cache, then frozen until the cache is cleared. While learning, the raw keys are kept,
+// so that what was stored with an early estimate is stored again with the better one; a first batch of kEnoughRows or more is learnt
+// from at once. Without this, models with large key biases (Qwen2, Qwen2.5) fall apart at 4 bits.
+//
+// Threads: one at a time, as the tasks of a graph see to; is_learning and the vectors may be read by all between tasks.
+#ifndef KVT_PLUGIN_KEY_CONDITIONER_H
+#define KVT_PLUGIN_KEY_CONDITIONER_H
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvt::plugin {
+
+class KeyConditioner {
+ public:
+  static constexpr size_t kEnoughRows = 64;
+
+  KeyConditioner(int64_t n_heads, int64_t head_dim);
+
+  bool is_learning() const { return is_learning_; }
+
+  // ---- while learning
+  // Keeps a raw key row of all heads, [n_heads, head_dim], with its place in the cache.
+  void keep_row(const float* row, int64_t place);
+  // A query row that asks these keys. head: the kv head that it reads.
+  void add_query(int64_t head, const float* query);
+  // Learns if it is time to. Returns the first kept row that has to be stored (anew).
+  size_t learn();
+  size_t n_kept() const { return places_.size(); }
+  const float* kept_row(size_t i) const { return kept_.data() + i * static_cast<size_t>(n_heads_ * head_dim_); }
+  int64_t kept_place(size_t i) const { return places_[i]; }
+  // To be called when the kept rows are stored: freezes if they were enough.
+  void finish_pass();
+  // Ends the learning with what is known, for instance when rows are written by other ways than as new keys.
+  void freeze();
+  // Learns from rows alone and freezes: for a cache that is filled from a saved state. [n_rows, n_heads, head_dim]
+  void learn_from_rows(const float* rows, size_t n_rows);
+
+  // Forgets everything: the cache is empty again.
+  void reset();
+
+  // ---- use
+  void apply(int64_t head, const float* key, float* conditioned) const;  // both [head_dim], may be the same
+  void undo(int64_t head, float* key) const;
+  const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
+
+  // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
+  static uint64_t generation();
+
+ private:
+  void estimate(size_t first_row);
+
+  int64_t n_heads_, head_dim_;
+  bool is_learning_ = true;
+  size_t n_learnt_ = 0;   // kept rows that the present estimate rests on
+  size_t n_stored_ = 0;   // kept rows that are in the cache
+  std::vector<float> kept_;
+  std::vector<int64_t> places_;
+  std::vector<double> query_squares_;  // [n_heads, head_dim]
+  double n_queries_ = 0;               // of a head
+  std::vector<float> mean_, scale_, inverse_scale_;  // [n_heads, head_dim]
+};
+
+}  // namespace kvt::plugin
+
+#endif
