@@ -11,10 +11,9 @@ namespace kvt::plugin {
 namespace {
 
 constexpr const char* kPrefix = "KVTURBO_";
-constexpr const char* kVariables[] = {"KVTURBO_CODEC", "KVTURBO_CONDITION", "KVTURBO_DEVICE", "KVTURBO_ISA",
-                                        "KVTURBO_LOG",   "KVTURBO_REPORT",    "KVTURBO_SINKS"};
-// Variables of the kvturbo program, which starts hosts with its own environment.
-constexpr const char* kProgramVariables[] = {"KVTURBO_CACHE", "KVTURBO_HOST", "KVTURBO_MODEL", "KVTURBO_PLUGIN"};
+// Without the prefix. Those of the kvturbo program are in the environment of the hosts that it starts.
+constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LOG", "REPORT", "SINKS"};
+constexpr const char* kProgramVariables[] = {"CACHE", "HOST", "MODEL", "PLUGIN"};
 
 size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
@@ -31,32 +30,32 @@ size_t edit_distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
-// " (did you mean X?)" for a near miss, and the list of what is valid.
-std::string valid_ones(const std::string& given, const std::vector<std::string>& valid) {
+// What follows "... is unknown": a near miss, and all that is valid, each with the prefix.
+std::string remedy(const std::string& given, const std::vector<std::string>& valid, const std::string& prefix) {
   std::string list;
   const std::string* nearest = &valid.front();
   for (const std::string& v : valid) {
-    list += (list.empty() ? "" : ", ") + v;
+    list += (list.empty() ? "" : ", ") + prefix + v;
     if (edit_distance(given, v) < edit_distance(given, *nearest)) nearest = &v;
   }
   const bool is_near = edit_distance(given, *nearest) <= std::max<size_t>(1, nearest->size() / 3);
-  return (is_near ? "; did you mean " + *nearest + "?" : std::string()) + " Valid: " + list;
+  return (is_near ? "; did you mean " + prefix + *nearest + "?" : std::string(".")) + " Valid: " + list;
 }
 
 std::string bad_value(const char* variable, const std::string& value, const std::vector<std::string>& valid) {
-  const std::string tail = valid_ones(value, valid);
-  return std::string(variable) + "=" + value + " is unknown" + (tail[0] == ';' ? tail : "." + tail);
+  return std::string(variable) + "=" + value + " is unknown" + remedy(value, valid, "");
 }
 
 bool check_names(std::string* error) {
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
     if (std::strncmp(*entry, kPrefix, std::strlen(kPrefix)) != 0) continue;
-    const std::string name(*entry, std::strcspn(*entry, "="));
+    const std::string full_name(*entry, std::strcspn(*entry, "="));
+    const std::string name = full_name.substr(std::strlen(kPrefix));
     const auto is_name = [&](const char* known) { return name == known; };
     if (std::any_of(std::begin(kVariables), std::end(kVariables), is_name)) continue;
     if (std::any_of(std::begin(kProgramVariables), std::end(kProgramVariables), is_name)) continue;
-    const std::string tail = valid_ones(name, {std::begin(kVariables), std::end(kVariables)});
-    *error = "the environment variable " + name + " is unknown" + (tail[0] == ';' ? tail : "." + tail);
+    *error = "the environment variable " + full_name + " is unknown" +
+             remedy(name, {std::begin(kVariables), std::end(kVariables)}, kPrefix);
     return false;
   }
   return true;

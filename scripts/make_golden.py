@@ -27,6 +27,8 @@ HARTLEY_ROW = {  # the digits of section 2
 }
 LM3 = (-62, -39, -22, -7, 7, 22, 39, 62)
 LM4 = (-61, -46, -36, -28, -21, -15, -9, -3, 3, 9, 15, 21, 28, 36, 46, 61)
+T3_HALF = (3, 8, 14, 20, 27, 35, 46, 63)
+T4_HALF = (1, 3, 5, 7, 9, 11, 14, 16, 19, 22, 26, 30, 35, 42, 50, 63)
 
 
 # ---- fp32 and fp16 -----------------------------------------------------------------------------------------------------
@@ -70,6 +72,8 @@ def f32_bits(x):
 
 STEP3 = f32(0.034636177)
 STEP4 = f32(0.044803895)
+STEP_T3 = f32(0.040785383)
+STEP_T4 = f32(0.047765796)
 
 
 # ---- section 2: the rotation -------------------------------------------------------------------------------------------
@@ -170,6 +174,101 @@ def scaled_rotation(x, n):
     return [mul(v, inverse) for v in mix(x, D1)]
 
 
+# ---- section 4.4 and step 4: trellis codes -----------------------------------------------------------------------------
+
+
+class TrellisTable:
+    def __init__(self, bits, half, step):
+        self.bits, self.step = bits, step
+        self.levels = [-v for v in reversed(half)] + list(half)
+        assert len(self.levels) == 2 << bits
+        self.subset = [self.levels[z::4] for z in range(4)]
+        self.cuts = [thresholds(levels, step) for levels in self.subset]
+
+
+TRELLIS = {"key": TrellisTable(4, T4_HALF, STEP_T4), "value": TrellisTable(3, T3_HALF, STEP_T3)}
+
+
+def chains(side, d):
+    """The dims of the four circular chains, in element order."""
+    if side == "key":
+
+        def dim(u, p):
+            return 8 * u + 4 + (p - 1) // 2 if p % 2 else 8 * u + p // 2
+
+        return [[dim(u, p) for p in range(8) for u in range(c, d // 8, 4)] for c in range(4)]
+    nh, rest = d // 64, d % 64 // 16
+    return [
+        [64 * h + 16 * k + w for h in range(nh) for w in range(4 * c, 4 * c + 4) for k in range(4)]
+        + [64 * nh + 16 * j + w for w in range(4 * c, 4 * c + 4) for j in range(rest)]
+        for c in range(4)
+    ]
+
+
+def tail_biting_path(cost):
+    """cost[e][z] -> the bits t of the cheapest path that begins and ends in one state. State: t[e-1] | t[e-2] << 1 | t[e-3] << 2."""
+    # The two ways into each state: the predecessor and the subset z = z1 << 1 | z0, with dropped bit t[e-3] = 0, then 1.
+    ways = []
+    for new in range(8):
+        t = new & 1
+        pair = []
+        for dropped in (0, 1):
+            old = new >> 1 | dropped << 2
+            z0 = old >> 1 & 1
+            z1 = t ^ old & 1 ^ old >> 2
+            pair.append((old, z1 << 1 | z0))
+        ways.append(pair)
+    best, best_bits = None, None
+    for start in range(8):
+        metric = [0.0 if s == start else f32(1e30) for s in range(8)]
+        steps = []
+        for c in cost:
+            following, taken = [], []
+            for (old_0, z_0), (old_1, z_1) in ways:
+                a, b = add(metric[old_0], c[z_0]), add(metric[old_1], c[z_1])
+                following.append(b if b < a else a)
+                taken.append(old_1 if b < a else old_0)
+            metric = following
+            steps.append(taken)
+        if best is None or metric[start] < best:
+            best, bits, state = metric[start], [], start
+            for taken in reversed(steps):
+                bits.append(state & 1)
+                state = taken[state]
+            assert state == start
+            best_bits = bits[::-1]
+    return best_bits
+
+
+def trellis_encode(side, y):
+    table = TRELLIS[side]
+    codes = [0] * len(y)
+    for dims in chains(side, len(y)):
+        free, cost = [], []
+        for i in dims:
+            m = [sum(y[i] > t for t in cuts) for cuts in table.cuts]
+            e = [sub(y[i], mul(table.step, levels[j])) for levels, j in zip(table.subset, m)]
+            free.append(m)
+            cost.append([mul(v, v) for v in e])
+        bits = tail_biting_path(cost)
+        for e, i in enumerate(dims):
+            z = (bits[e] ^ bits[e - 1] ^ bits[e - 3]) << 1 | bits[e - 2]
+            codes[i] = bits[e] << table.bits - 1 | free[e][z]
+    return codes
+
+
+def trellis_levels(side, codes):
+    """The integer level of each dim."""
+    table = TRELLIS[side]
+    out = [0] * len(codes)
+    for dims in chains(side, len(codes)):
+        t = [codes[i] >> table.bits - 1 for i in dims]
+        for e, i in enumerate(dims):
+            m = codes[i] & (1 << table.bits - 1) - 1
+            out[i] = table.levels[m << 2 | (t[e] ^ t[e - 1] ^ t[e - 3]) << 1 | t[e - 2]]
+    return out
+
+
 def encode_row(codec, side, x):
     """Codes (with the sketch in bit 3 for hybrid keys) and stored norms as fp16 bits."""
     d = len(x)
@@ -178,11 +277,15 @@ def encode_row(codec, side, x):
     if n == 0:
         return [0] * d, [0] * norms
     y = scaled_rotation(x, n)
-    four_bits = codec == "scalar43" and side == "key"
-    levels, step, cuts = (LM4, STEP4, CUT4) if four_bits else (LM3, STEP3, CUT3)
-    codes = [sum(v > t for t in cuts) for v in y]
-    yq = [mul(step, levels[c]) for c in codes]
-    if codec == "scalar43":
+    if codec == "k4v3":
+        codes = trellis_encode(side, y)
+        yq = [mul(TRELLIS[side].step, level) for level in trellis_levels(side, codes)]
+    else:
+        four_bits = codec == "scalar43" and side == "key"
+        levels, step, cuts = (LM4, STEP4, CUT4) if four_bits else (LM3, STEP3, CUT3)
+        codes = [sum(v > t for t in cuts) for v in y]
+        yq = [mul(step, levels[c]) for c in codes]
+    if codec in ("scalar43", "k4v3"):
         if side == "key":
             return codes, [stored(mul(n, div(dot(y, y), dot(y, yq))))]
         return codes, [stored(mul(n, div(dot(y, yq), dot(yq, yq))))]
@@ -278,7 +381,9 @@ def decode_cell(page, codec, side, d, cell, rotation, sketch):
     at = code_bytes(codec, side, d) + 2 * cell
     n = f16_value(struct.unpack_from("<H", page, at)[0])
     codes = [read_code(page, side, d, cell, dim) for dim in range(d)]
-    if codec == "scalar43" and side == "key":
+    if codec == "k4v3":
+        z = [n / sqrt(d) * TRELLIS[side].step * level for level in trellis_levels(side, codes)]
+    elif codec == "scalar43" and side == "key":
         z = [n / sqrt(d) * STEP4 * LM4[c] for c in codes]
     else:
         z = [n / sqrt(d) * STEP3 * LM3[c & 7] for c in codes]
@@ -366,8 +471,28 @@ def tie_pairs(d, cuts, n_wanted):
     return found
 
 
+TRELLIS_TIES = {  # y meets a midpoint within a subset, and the cheapest path depends on which code that belongs to
+    ("key", 64): ("pair", "1", "37", "c9801e88", "c950ddfe"),
+    ("value", 64): ("pair", "1", "17", "c9800000", "c918aaee"),
+    ("key", 80): ("pair", "0", "1", "c9801e88", "4950ddfe"),
+    ("value", 80): ("pair", "1", "19", "c9800000", "4918aaee"),
+    ("key", 96): ("pair", "0", "1", "c9801e88", "4950ddfe"),
+    ("value", 96): ("pair", "0", "19", "c980b730", "49584a7e"),
+    ("key", 112): ("pair", "0", "1", "c9801e88", "4950ddfe"),
+    ("value", 112): ("pair", "1", "65", "c980b730", "c9584a7e"),
+    ("key", 128): ("pair", "0", "38", "c9801e88", "4950ddfe"),
+    ("value", 128): ("pair", "1", "81", "c980b730", "49584a7e"),
+    ("key", 192): ("pair", "0", "4", "c9801e88", "c950ddfe"),
+    ("value", 192): ("pair", "0", "102", "c980b730", "c9584a7e"),
+    ("key", 256): ("pair", "0", "161", "c9801e88", "4950ddfe"),
+    ("value", 256): ("pair", "0", "81", "c980b730", "49584a7e"),
+}
+
+
 def row_specs(codec, side, d):
     cuts = CUT4 if (codec, side) == ("scalar43", "key") else CUT3
+    if codec == "k4v3":  # thresholds within the four subsets
+        cuts = [t for subset in TRELLIS[side].cuts for t in subset]
     seed = 1000 * d + (7 if side == "key" else 11)
     if codec == "f16":
         kinds = [
@@ -402,6 +527,10 @@ def row_specs(codec, side, d):
         kinds += tie_pairs(d, cuts, 4)
         # Out of order; neighbours in a byte of the value planes (t, t + 16); the last row replaces an earlier one.
         order = (0, 16, 63, 47, 1, 15, 31, 32, 48, 17, 5, 21, 62, 33, 49, 8, 24, 40, 56, 2, 18, 34, 50, 0, 9, 10, 11, 12)
+        if codec == "k4v3":
+            kinds[-1] = TRELLIS_TIES[side, d]
+            # The same in fewer 32-byte lines: the files stay small.
+            order = (0, 16, 63, 35, 1, 7, 39, 32, 48, 17, 5, 21, 62, 33, 49, 6, 22, 38, 54, 2, 18, 34, 50, 0, 3, 4, 19, 20)
         cells = order[: len(kinds)]
     return [(str(cell), *kind) for cell, kind in zip(cells, kinds)]
 
@@ -471,7 +600,8 @@ def error_files():
     header("bad_version_2", "KVT_ERROR_BAD_VERSION", header_bytes(version=2))
     header("bad_version_swapped", "KVT_ERROR_BAD_VERSION", header_bytes(version=256))
     header("header_bytes_128", "KVT_ERROR_BAD_FIELD", header_bytes(header_bytes=128))
-    for codec in (3, 15, 16, 31, 65535):
+    header("good_header_k4v3", "KVT_OK", header_bytes(codec=3, dim_k=80, dim_v=112))
+    for codec in (4, 15, 16, 31, 65535):
         header(f"unknown_codec_{codec}", "KVT_ERROR_UNKNOWN_CODEC", header_bytes(codec=codec))
     header("flag_conditioned_keys", "KVT_ERROR_BAD_FIELD", header_bytes(flags=1))
     header("flag_exact_rows", "KVT_ERROR_BAD_FIELD", header_bytes(flags=2))
@@ -497,6 +627,7 @@ def error_files():
 
     half = {"minus_one": 0xBC00, "inf": 0x7C00, "minus_inf": 0xFC00, "nan": 0x7E00, "nan_small": 0x7C01, "minus_zero": 0x8000}
     parts = [("hybrid", "key", 128, 2), ("hybrid", "value", 128, 1), ("scalar43", "key", 64, 1), ("scalar43", "value", 80, 1)]
+    parts += [("k4v3", "key", 96, 1), ("k4v3", "value", 112, 1)]
     for codec, side, d, n_norms in parts:
         at = code_bytes(codec, side, d)
         page(f"good_{codec}_{side}_zero", "KVT_OK", codec, side, d)
@@ -514,6 +645,7 @@ def error_files():
         last = 2 * value_group_bytes(d) - 1
         page(f"reserved_bit_low_{d}", "KVT_ERROR_CORRUPT_PAGE", "hybrid", "value", d, (rest, b"\x08"))
         page(f"reserved_bit_high_{d}", "KVT_ERROR_CORRUPT_PAGE", "scalar43", "value", d, (last, b"\x80"))
+        page(f"reserved_bit_trellis_{d}", "KVT_ERROR_CORRUPT_PAGE", "k4v3", "value", d, (last, b"\x80"))
         page(f"good_rest_codes_{d}", "KVT_OK", "hybrid", "value", d, (rest, b"\x77"), (last, b"\x77"))
         page(f"good_bit_before_rest_{d}", "KVT_OK", "hybrid", "value", d, (rest - 1, b"\x88"))
     for side in ("key", "value"):
@@ -550,19 +682,34 @@ def check_sizes():
         ("scalar43", "key"): (2176, 2688, 3200, 3712, 4224, 6272, 8320),
         ("hybrid", "value"): (1664, 2176, 2688, 3200, 3200, 4736, 6272),
         ("scalar43", "value"): (1664, 2176, 2688, 3200, 3200, 4736, 6272),
+        ("k4v3", "key"): (2176, 2688, 3200, 3712, 4224, 6272, 8320),
+        ("k4v3", "value"): (1664, 2176, 2688, 3200, 3200, 4736, 6272),
     }
     for (codec, side), sizes in table.items():
         assert tuple(page_bytes(codec, side, d) for d in HEAD_DIMS) == sizes, (codec, side)
 
 
+def check_chains():
+    """Every dim lies in one chain, and the circular steps back are those of section 4.4."""
+    for d in HEAD_DIMS:
+        for side in ("key", "value"):
+            assert sorted(sum(chains(side, d), [])) == list(range(d))
+        for c, dims in enumerate(chains("key", d)):
+            lines = range(c, d // 8, 4)
+            for e, dim in enumerate(dims):
+                u, before = dim // 8, dims[e - 1] // 8
+                assert before == (u - 4 if u >= 4 else lines[-1])
+
+
 def main():
     check_worked_example()
     check_sizes()
+    check_chains()
     tests = Path(__file__).resolve().parent.parent / "tests"
     files = {tests / "golden-errors" / f"{name}.txt": text for name, text in error_files().items()}
     for d in HEAD_DIMS:
         rotation, sketch = dense_rotation(d, D1), dense_rotation(d, D2)
-        for codec in ("f16", "hybrid", "scalar43"):
+        for codec in ("f16", "hybrid", "scalar43", "k4v3"):
             for side in ("key", "value"):
                 path = tests / "golden" / f"{codec}_{side}_{d}.txt"
                 files[path] = golden_page(codec, side, d, rotation, sketch)

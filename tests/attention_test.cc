@@ -553,6 +553,66 @@ TEST_F(Attention, ZeroAndHugeQueries) {
   }
 }
 
+// All keys, values and rotated queries at the ends of their ranges, where integer sums are largest: code bits all ones give the
+// highest level of every table, all zeros the lowest. A sink as large as the cells' sum halves the output, so a score that is
+// cut off would show. Rounding of queries and weights: as in check.
+TEST_F(Attention, ExtremeLevels) {
+  constexpr uint32_t kCells = 150;
+  for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3})
+    for (const uint32_t d : {64u, 128u, 256u})  // without rest lines, whose bit 3 must be 0
+      for (const uint8_t k_fill : {uint8_t{0x00}, uint8_t{0xFF}})
+        for (const uint8_t v_fill : {uint8_t{0x00}, uint8_t{0xFF}})
+          for (const double score : {-3.0, 3.0})
+            for (const uint32_t n_group : {1u, 8u}) {
+              const CodecPtr codec = make_codec(id, d, d);
+              const auto pages_of = [&](kvt_side side, uint8_t fill) {
+                const size_t page_bytes = kvt_page_bytes(codec.get(), side);
+                const size_t norm_parts = id == KVT_CODEC_HYBRID && side == KVT_KEY ? 2 : 1;
+                std::vector<uint8_t> pages(pages_for(kCells) * page_bytes, fill);
+                for (size_t end = page_bytes; end <= pages.size(); end += page_bytes)
+                  for (size_t i = 0; i < 64 * norm_parts; ++i) {
+                    const uint16_t norm = i < 64 ? 0x3C00 : 0;  // 1, no residual
+                    std::memcpy(pages.data() + end - 128 * norm_parts + 2 * i, &norm, 2);
+                  }
+                EXPECT_EQ(kvt_validate_pages(codec.get(), side, pages.data(), page_bytes, pages_for(kCells)), KVT_OK);
+                return pages;
+              };
+              const std::vector<uint8_t> k = pages_of(KVT_KEY, k_fill), v = pages_of(KVT_VALUE, v_fill);
+              const std::vector<float> key = decode_rows(codec.get(), KVT_KEY, k, 1, d);
+              const std::vector<float> value = decode_rows(codec.get(), KVT_VALUE, v, 1, d);
+              double square = 0, size = 0;
+              for (const float x : key) square += static_cast<double>(x) * static_cast<double>(x);
+              for (const float x : value) size += static_cast<double>(x) * static_cast<double>(x);
+              std::vector<float> q(n_group * d), out(n_group * d);
+              for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(static_cast<double>(key[i % d]) * score / square);
+              const std::vector<float> sinks(n_group, static_cast<float>(score + std::log(kCells)));
+              kvt_attention a{};
+              a.struct_size = sizeof a;
+              a.n_streams = a.n_kv_heads = a.n_queries = 1;
+              a.n_group = n_group;
+              a.n_cells = kCells;
+              a.k_pages = k.data();
+              a.k_page_stride = kvt_page_bytes(codec.get(), KVT_KEY);
+              a.v_pages = v.data();
+              a.v_page_stride = kvt_page_bytes(codec.get(), KVT_VALUE);
+              a.q = q.data();
+              a.out = out.data();
+              a.q_head_stride = a.out_head_stride = d * sizeof(float);
+              a.sinks = sinks.data();
+              a.scale = 1;
+              ASSERT_EQ(kvt_attend(codec.get(), &a), KVT_OK);
+              for (size_t g = 0; g < n_group; ++g) {
+                double error = 0;
+                for (size_t i = 0; i < d; ++i) {
+                  const double e = static_cast<double>(out[g * d + i]) - 0.5 * static_cast<double>(value[i]);
+                  error += e * e;
+                }
+                ASSERT_LE(std::sqrt(error / size), 0.03)
+                    << kvt_codec_name(id) << " d " << d << " fills " << +k_fill << " " << +v_fill << " score " << score;
+              }
+            }
+}
+
 // The result depends neither on the order nor on the timing of the threads.
 TEST_F(Attention, ThreadOrderDoesNotMatter) {
   for (const kvt_codec_id codec : kCodecs)

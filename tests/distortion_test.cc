@@ -3,7 +3,8 @@
 // Inputs are Gaussian directions, so the rotated, scaled vector y is uniform on the sphere of radius sqrt(d) for every
 // rotation, and one coordinate has the density (1 - y^2/d)^((d-3)/2). Expectations are integrals over that density: they come
 // from the level tables alone. A tolerance is 4 standard errors of the estimate, plus the first neglected term in 1/d where the
-// closed form is a series, plus the rounding of stored norms to fp16.
+// closed form is a series, plus the rounding of stored norms to fp16. The trellis has no closed form: scripts/train_trellis.py
+// measures it on its own samples with its own Viterbi search, and both standard errors count.
 
 #include <algorithm>
 #include <array>
@@ -292,6 +293,35 @@ TEST_F(Distortion, KeysMatchedNorm) {
   }
 }
 
+// Four tail-biting chains a vector. Expected: `vectors` of scripts/train_trellis.py, mean and standard error.
+TEST_F(Distortion, Trellis) {
+  const struct {
+    kvt_side side;
+    unsigned d;
+    double mean, standard_error, limit;
+  } cases[] = {{KVT_KEY, 64, 0.006028, 0.000010, 0.0068},
+               {KVT_KEY, 128, 0.006082, 0.000010, 0.0068},
+               {KVT_VALUE, 64, 0.023369, 0.000030, 0.0245},
+               {KVT_VALUE, 128, 0.023134, 0.000026, 0.0245}};
+  for (const auto& c : cases) {
+    const char* what = c.side == KVT_KEY ? "k4v3 K" : "k4v3 V";
+    const Sample sample = sample_of(KVT_CODEC_K4V3, c.side, c.d, 20000);
+    const Estimate error = sample.mean_error();
+    EXPECT_NEAR(error.mean(), c.mean, 4 * std::hypot(error.standard_error(), c.standard_error) + kNormRounding) << what << c.d;
+    EXPECT_LE(error.mean(), c.limit) << what << c.d;
+    // No code of that rate can be better (Shannon).
+    EXPECT_GT(error.mean(), c.side == KVT_KEY ? 0x1p-8 : 0x1p-6) << what << c.d;
+    for (size_t i = 0; i < sample.n; ++i) {
+      const double slope = dot(sample.row(i), sample.hat(i), c.d) / sample.square(i);
+      if (c.side == KVT_KEY) {
+        ASSERT_NEAR(slope, 1, 0x1p-11 + 2e-6);  // matched norm, as above
+      } else {                                  // least squares: <x, x_hat> = |x_hat|^2
+        ASSERT_NEAR(slope, dot(sample.hat(i), sample.hat(i), c.d) / sample.square(i), 0x1p-11 + 2e-6);
+      }
+    }
+  }
+}
+
 // E over isotropic unit-variance queries of <q, k_hat - k>^2 / d is |k_hat - k|^2 / d: the score-error variance, with no
 // sampling of queries. k has unit variance, so it equals the relative squared error.
 TEST_F(Distortion, HybridKeys) {
@@ -372,7 +402,7 @@ TEST_F(Distortion, IndependentQueriesSeeNoBias) {
   constexpr size_t kRows = 10000;
   for (const unsigned d : {64u, 112u, 128u}) {
     const std::vector<float> queries = gaussian_rows(77, 8, d);
-    for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43}) {
+    for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
       for (const kvt_side side : {KVT_KEY, KVT_VALUE}) {
         const Sample sample = sample_of(id, side, d, kRows);
         for (size_t query = 0; query < 8; ++query) {
@@ -393,6 +423,13 @@ TEST_F(Distortion, MoreBitsAreNeverWorse) {
     const double hybrid = sample_of(KVT_CODEC_HYBRID, KVT_KEY, d, 1000).mean_error().mean();
     const double scalar4 = sample_of(KVT_CODEC_SCALAR43, KVT_KEY, d, 1000).mean_error().mean();
     const double f16 = sample_of(KVT_CODEC_F16, KVT_KEY, d, 1000).mean_error().mean();
+    const double scalar3_v = sample_of(KVT_CODEC_SCALAR43, KVT_VALUE, d, 1000).mean_error().mean();
+    const double trellis3_v = sample_of(KVT_CODEC_K4V3, KVT_VALUE, d, 1000).mean_error().mean();
+    const double trellis4 = sample_of(KVT_CODEC_K4V3, KVT_KEY, d, 1000).mean_error().mean();
+    EXPECT_LT(trellis3_v, scalar3_v) << d;  // at the same bits
+    EXPECT_LT(trellis4, scalar4) << d;
+    EXPECT_LT(trellis4, trellis3_v) << d;
+    EXPECT_LT(f16, trellis4) << d;
     EXPECT_LT(hybrid, raw3) << d;
     EXPECT_LT(scalar4, hybrid) << d;
     EXPECT_LT(f16, scalar4) << d;
@@ -402,7 +439,7 @@ TEST_F(Distortion, MoreBitsAreNeverWorse) {
 
 // Scaling a vector by a power of two scales its decoded vector: codes do not depend on the norm.
 TEST_F(Distortion, ScaleInvariance) {
-  for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43}) {
+  for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
     for (const kvt_side side : {KVT_KEY, KVT_VALUE}) {
       const CodecPtr codec = make_codec(id, 128, 128);
       const std::vector<float> rows = gaussian_rows(5, 64, 128);

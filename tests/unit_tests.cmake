@@ -3,9 +3,12 @@
 set(KVT_TEST_ISAS scalar avx2 avx512 neon)
 find_package(Threads REQUIRED)
 
-foreach(name golden distortion attention api)
+foreach(name golden distortion attention api engine_encode)
   add_executable(${name}_test ${CMAKE_CURRENT_LIST_DIR}/${name}_test.cc)
   target_compile_features(${name}_test PRIVATE cxx_std_20)
+  if(name STREQUAL "engine_encode")  # internal interfaces
+    target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  endif()
   target_compile_definitions(${name}_test PRIVATE KVT_TEST_DATA="${CMAKE_CURRENT_LIST_DIR}")
   target_link_libraries(${name}_test PRIVATE kvturbo_static kvturbo_warnings GTest::gtest_main Threads::Threads)
   foreach(isa ${KVT_TEST_ISAS})

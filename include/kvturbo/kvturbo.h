@@ -88,7 +88,9 @@ typedef enum kvt_codec_id {
   KVT_CODEC_F16 = 0,      /* 16 bits: pass-through, the yardstick */
   KVT_CODEC_HYBRID = 1,   /* K 3-bit Lloyd-Max + 1-bit QJL sign, V 3-bit Lloyd-Max */
   KVT_CODEC_SCALAR43 = 2, /* K 4-bit Lloyd-Max, V 3-bit Lloyd-Max */
-  KVT_CODEC_K4V3 = 3      /* K 4-bit trellis, V 3-bit trellis: the default of our programs */
+  KVT_CODEC_K4V3 = 3,     /* K 4-bit trellis, V 3-bit trellis: the default of our programs */
+
+  KVT_CODEC_ID_RESERVED = 0x7FFFFFFF /* no codec: lets the type hold any number in C++ too */
 } kvt_codec_id;
 
 typedef enum kvt_side { KVT_KEY = 0, KVT_VALUE = 1 } kvt_side;

@@ -1,5 +1,9 @@
 #include "cpu/cpu_features.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -9,12 +13,24 @@
 
 namespace kvt::cpu {
 
+#if defined(__x86_64__) && defined(__GNUC__)
+namespace {
+
+// clang 14 does not know the name "f16c" (leaf 1, ecx bit 29).
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx >> 29 & 1) != 0;
+}
+
+}  // namespace
+#endif
+
 CpuFeatures detect_cpu_features() {
   CpuFeatures features;
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();  // asks cpuid and xgetbv
   features.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("f16c");
+                  has_f16c();
   features.avx512 = features.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");

@@ -1,0 +1,10 @@
+# Tests of the program: each is a script with expected output and exit code. Exit code 77: skipped, for lack of host or model.
+foreach(name run bad_input models doctor serve readme)
+  add_test(NAME cli.${name} COMMAND ${CMAKE_CURRENT_LIST_DIR}/cli_${name}_test.sh)
+  set_tests_properties(cli.${name} PROPERTIES
+    SKIP_RETURN_CODE 77
+    TIMEOUT 300
+    ENVIRONMENT "TEST_KVTURBO=$<TARGET_FILE:kvturbo>;TEST_PLUGIN=$<TARGET_FILE_DIR:kvturbo>/libggml-kvturbo.so;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR}")
+endforeach()
+# It builds in the build folder and uses the user's cache: alone; and it runs ./demo, which may take long on a busy machine.
+set_tests_properties(cli.readme PROPERTIES RUN_SERIAL TRUE TIMEOUT 600)
