@@ -85,6 +85,8 @@ std::optional<std::string> last_plugin_line(const std::string& log) {
 CliError explain_host_failure(const std::string& log, const std::filesystem::path& model, const std::string& how_it_ended) {
   const std::vector<LogLine> lines = parse_log(log);
   if (const auto failure = plugin_load_failure(log)) return {kExitFailure, "plug-in", *failure, "see `kvturbo doctor`"};
+  // Hosts that name devices refuse ours when nothing loaded it; some say nothing of the loading.
+  if (contains(log, "invalid device: KVTURBO")) return {kExitFailure, "plug-in", "the host did not load it", "see `kvturbo doctor`"};
   const std::string what = "host failed on " + model.filename().string();
   // The first complaint is the cause, what follows it are consequences.
   for (const KnownFailure& known : kKnownFailures) {

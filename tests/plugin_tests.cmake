@@ -1,0 +1,42 @@
+# Tests of the plug-in. Included by tests/CMakeLists.txt when the plug-in is built. Exit code 77: skipped, for lack of a ggml, a host or
+# a model (KVTURBO_HOST_BIN, KVTURBO_TEST_MODEL, KVTURBO_GGML2_DIR).
+add_executable(plugin_graph_test ${CMAKE_CURRENT_LIST_DIR}/plugin_graph_test.cc)
+target_link_libraries(plugin_graph_test PRIVATE GTest::gtest_main)
+add_executable(plugin_dequantize ${CMAKE_CURRENT_LIST_DIR}/plugin_dequantize.cc)
+foreach(target plugin_graph_test plugin_dequantize)
+  target_include_directories(${target} SYSTEM PRIVATE ${KVTURBO_GGML_SOURCE}/include)
+  target_link_libraries(${target} PRIVATE kvturbo_warnings ${CMAKE_DL_LIBS})
+  add_dependencies(${target} ggml-kvturbo)
+endforeach()
+
+# In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
+foreach(codec f16 hybrid scalar43 k4v3)
+  foreach(api 3 2)
+    if(api EQUAL 3)
+      set(folder "${KVTURBO_HOST_BIN}")
+    else()
+      set(folder "${KVTURBO_GGML2_DIR}")
+    endif()
+    add_test(NAME plugin.graph.api${api}.${codec} COMMAND plugin_graph_test)
+    set_tests_properties(plugin.graph.api${api}.${codec} PROPERTIES
+      SKIP_RETURN_CODE 77
+      TIMEOUT 120
+      ENVIRONMENT "TEST_GGML_DIR=${folder};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=${codec};KVTURBO_CONDITION=off;KVTURBO_SINKS=0")
+  endforeach()
+endforeach()
+# With conditioning and exact rows, as by default. A cache restored into another one learns its own conditioning, so that its keys are
+# rounded once more: not the test of that.
+add_test(NAME plugin.graph.conditioned COMMAND plugin_graph_test --gtest_filter=-*SaveRestoreContinues*)
+set_tests_properties(plugin.graph.conditioned PROPERTIES
+  SKIP_RETURN_CODE 77
+  TIMEOUT 120
+  ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=k4v3")
+
+# In llama.cpp's programs.
+foreach(name bad_input memory plumbing server)
+  add_test(NAME plugin.${name} COMMAND ${CMAKE_CURRENT_LIST_DIR}/plugin_${name}_test.sh)
+  set_tests_properties(plugin.${name} PROPERTIES
+    SKIP_RETURN_CODE 77
+    TIMEOUT 600
+    ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR};TEST_DEQUANTIZE=$<TARGET_FILE:plugin_dequantize>")
+endforeach()
