@@ -488,20 +488,19 @@ struct Avx2 : VectorCoder<8> {
 
   template <unsigned R, class T>
   static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
-    for (unsigned t = 0; t < 64; t += 2) {
-      __m256 total[R][2] = {};
-      const unsigned second = t + 1 < n ? t + 1 : t;
+    constexpr unsigned kTokens = R == 1 ? 8 : R == 2 ? 4 : 2;  // together: enough sums to hide the latency of the multiply-add
+    for (unsigned t = 0; t < 64; t += kTokens) {
+      __m256 total[R][kTokens] = {};
       for (unsigned i = 0; t < n && i < d; i += 8) {
-        const __m256 k0 = load_row(key + size_t{t} * d + i), k1 = load_row(key + size_t{second} * d + i);
+        __m256 k[kTokens];
+        for (unsigned j = 0; j < kTokens; ++j) k[j] = load_row(key + size_t{t + j < n ? t + j : t} * d + i);
         for (unsigned r = 0; r < R; ++r) {
           const __m256 q = _mm256_loadu_ps(query + size_t{r} * d + i);
-          total[r][0] = _mm256_fmadd_ps(k0, q, total[r][0]);
-          total[r][1] = _mm256_fmadd_ps(k1, q, total[r][1]);
+          for (unsigned j = 0; j < kTokens; ++j) total[r][j] = _mm256_fmadd_ps(k[j], q, total[r][j]);
         }
       }
       for (unsigned r = 0; r < R; ++r) {
-        score[r * 64 + t] = sum_lanes(total[r][0]);
-        score[r * 64 + t + 1] = sum_lanes(total[r][1]);
+        for (unsigned j = 0; j < kTokens; ++j) score[r * 64 + t + j] = sum_lanes(total[r][j]);
       }
     }
   }
@@ -515,37 +514,44 @@ struct Avx2 : VectorCoder<8> {
     }
   }
 
-  template <unsigned R, class T>
-  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
-    for (unsigned i = 0; i < d; i += 16) {
-      __m256 total[R][2];
-      for (unsigned r = 0; r < R; ++r) {
-        for (unsigned j = 0; j < 2; ++j) {
-          total[r][j] = _mm256_mul_ps(_mm256_loadu_ps(acc + size_t{r} * d + i + 8 * j), _mm256_set1_ps(rescale[r]));
-        }
-      }
-      for (unsigned t = 0; t < n; ++t) {
-        const __m256 v0 = load_row(value + size_t{t} * d + i), v1 = load_row(value + size_t{t} * d + i + 8);
-        for (unsigned r = 0; r < R; ++r) {
-          const float p = probability[r * 64 + t];
-          if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
-          total[r][0] = _mm256_fmadd_ps(v0, _mm256_set1_ps(p), total[r][0]);
-          total[r][1] = _mm256_fmadd_ps(v1, _mm256_set1_ps(p), total[r][1]);
-        }
-      }
-      for (unsigned r = 0; r < R; ++r) {
-        for (unsigned j = 0; j < 2; ++j) _mm256_storeu_ps(acc + size_t{r} * d + i + 8 * j, total[r][j]);
+  // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
+  template <unsigned R, unsigned C, class T>
+  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
+                                    float* acc) {
+    __m256 total[R][C];
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned j = 0; j < C; ++j) {
+        total[r][j] = _mm256_mul_ps(_mm256_loadu_ps(acc + size_t{r} * d + first + 8 * j), _mm256_set1_ps(rescale[r]));
       }
     }
+    for (unsigned t = 0; t < n; ++t) {
+      __m256 v[C];
+      for (unsigned j = 0; j < C; ++j) v[j] = load_row(value + size_t{t} * d + first + 8 * j);
+      for (unsigned r = 0; r < R; ++r) {
+        const float p = probability[r * 64 + t];
+        if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
+        for (unsigned j = 0; j < C; ++j) total[r][j] = _mm256_fmadd_ps(v[j], _mm256_set1_ps(p), total[r][j]);
+      }
+    }
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned j = 0; j < C; ++j) _mm256_storeu_ps(acc + size_t{r} * d + first + 8 * j, total[r][j]);
+    }
+  }
+  template <unsigned R, class T>
+  static void accumulate_rows_all(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+    constexpr unsigned kTogether = R == 1 ? 8 : R == 2 ? 4 : 2;
+    unsigned i = 0;
+    for (; i + 8 * kTogether <= d; i += 8 * kTogether) accumulate_rows_block<R, kTogether>(value, n, probability, d, i, rescale, acc);
+    for (; i < d; i += 16) accumulate_rows_block<R, 2>(value, n, probability, d, i, rescale, acc);
   }
   template <class T>
   static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     switch (n_rows) {
-      case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_block<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_block<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_block<4>(value, n, probability, d, rescale, acc);
+      case 1: return accumulate_rows_all<1>(value, n, probability, d, rescale, acc);
+      case 2: return accumulate_rows_all<2>(value, n, probability, d, rescale, acc);
+      case 3: return accumulate_rows_all<3>(value, n, probability, d, rescale, acc);
+      default: return accumulate_rows_all<4>(value, n, probability, d, rescale, acc);
     }
   }
 };

@@ -481,30 +481,43 @@ struct Avx512 : VectorCoder<16> {
     }
   }
 
-  template <unsigned R, class T>
-  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
-    for (unsigned i = 0; i < d; i += 16) {
-      __m512 total[R];
-      for (unsigned r = 0; r < R; ++r) total[r] = _mm512_mul_ps(_mm512_loadu_ps(acc + size_t{r} * d + i), _mm512_set1_ps(rescale[r]));
-      for (unsigned t = 0; t < n; ++t) {
-        const __m512 v = load_row(value + size_t{t} * d + i);
-        for (unsigned r = 0; r < R; ++r) {
-          const float p = probability[r * 64 + t];
-          if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
-          total[r] = _mm512_fmadd_ps(v, _mm512_set1_ps(p), total[r]);
-        }
+  // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
+  template <unsigned R, unsigned C, class T>
+  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
+                                    float* acc) {
+    __m512 total[R][C];
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned j = 0; j < C; ++j) {
+        total[r][j] = _mm512_mul_ps(_mm512_loadu_ps(acc + size_t{r} * d + first + 16 * j), _mm512_set1_ps(rescale[r]));
       }
-      for (unsigned r = 0; r < R; ++r) _mm512_storeu_ps(acc + size_t{r} * d + i, total[r]);
     }
+    for (unsigned t = 0; t < n; ++t) {
+      __m512 v[C];
+      for (unsigned j = 0; j < C; ++j) v[j] = load_row(value + size_t{t} * d + first + 16 * j);
+      for (unsigned r = 0; r < R; ++r) {
+        const float p = probability[r * 64 + t];
+        if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
+        for (unsigned j = 0; j < C; ++j) total[r][j] = _mm512_fmadd_ps(v[j], _mm512_set1_ps(p), total[r][j]);
+      }
+    }
+    for (unsigned r = 0; r < R; ++r) {
+      for (unsigned j = 0; j < C; ++j) _mm512_storeu_ps(acc + size_t{r} * d + first + 16 * j, total[r][j]);
+    }
+  }
+  template <unsigned R, class T>
+  static void accumulate_rows_all(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+    unsigned i = 0;
+    for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, n, probability, d, i, rescale, acc);
+    for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, n, probability, d, i, rescale, acc);
   }
   template <class T>
   static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     switch (n_rows) {
-      case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_block<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_block<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_block<4>(value, n, probability, d, rescale, acc);
+      case 1: return accumulate_rows_all<1>(value, n, probability, d, rescale, acc);
+      case 2: return accumulate_rows_all<2>(value, n, probability, d, rescale, acc);
+      case 3: return accumulate_rows_all<3>(value, n, probability, d, rescale, acc);
+      default: return accumulate_rows_all<4>(value, n, probability, d, rescale, acc);
     }
   }
 };
