@@ -4,6 +4,9 @@
 #   TEST_PLUGIN   the plug-in      TEST_SOURCE    this repository
 set -uo pipefail
 
+# Threads that wait sleep: on a busy machine spinning ones would starve those they wait for.
+export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
+
 # The tests decide about every variable of ours, but the user may keep the cache elsewhere.
 for variable in $(compgen -e KVTURBO_ | grep -v '^KVTURBO_CACHE$') GGML_BACKEND_PATH LLAMA_ARG_DEVICE; do unset "$variable"; done
 

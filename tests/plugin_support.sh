@@ -6,6 +6,9 @@ set -uo pipefail
 # The tests decide about every variable of ours and of the host's.
 for variable in $(compgen -e KVTURBO_) $(compgen -e LLAMA_ARG_) GGML_BACKEND_PATH; do unset "$variable"; done
 
+# Threads that wait sleep: on a busy machine spinning ones would starve those they wait for.
+export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
+
 work="$(mktemp -d)"
 server_pid=""
 cleanup() {
