@@ -9,6 +9,12 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
   command.add_option("--codec", options.codec, "codec of the cache: " + codec_names() + "")
       ->envname("KVTURBO_CODEC")
       ->type_name("NAME");
+  command.add_option("--condition", options.condition, "subtract the mean of the keys and balance their channels: on (default) or off")
+      ->envname("KVTURBO_CONDITION")
+      ->type_name("on|off");
+  command.add_option("--sinks", options.sinks, "first cells of each stream that are kept exact as well: 0 to 64 (default 4)")
+      ->envname("KVTURBO_SINKS")
+      ->type_name("N");
   command.add_option("--isa", options.isa, "kernel table to use instead of the best one: scalar, avx2, avx512")
       ->envname("KVTURBO_ISA")
       ->type_name("NAME");

@@ -77,6 +77,8 @@ void find_options(Findings& findings, const CommonOptions& options) {
     findings.options.push_back(variable + "=" + value);
   };
   set("KVTURBO_CODEC", options.codec);
+  set("KVTURBO_CONDITION", options.condition);
+  set("KVTURBO_SINKS", options.sinks);
   set("KVTURBO_ISA", options.isa);
   set("KVTURBO_HOST", options.host_folder);
   set("KVTURBO_PLUGIN", options.plugin_path);
