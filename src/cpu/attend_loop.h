@@ -264,7 +264,6 @@ void attend_halves(const AttendBlock& b) {
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
-    Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
     // Few rows read the fp16 rows as they are; many rows share one conversion.
     const bool direct = rows <= 4;
     if (!direct) Isa::halves_to_floats(k_page, size_t{n} * d_k, half.key);
@@ -281,7 +280,6 @@ void attend_halves(const AttendBlock& b) {
         soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
       }
     }
-    Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
     if (!direct) Isa::halves_to_floats(v_page, size_t{n} * d_v, half.value);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
