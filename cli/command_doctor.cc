@@ -183,7 +183,7 @@ void print_text(const Findings& findings) {
   print_row("models", fmt::format("{} in {}", models.empty() ? "none cached" : join(models, ", "), models_folder().string()));
   print_row("options", findings.options.empty() ? "defaults" : join(findings.options, " "));
   for (const std::string& problem : findings.problems) fmt::print("problem: {}\n", problem);
-  if (findings.problems.empty()) fmt::print("all good: try kvturbo run -m smollm2-135m -p \"Why is the sky blue?\"\n");
+  if (findings.problems.empty()) fmt::print("all good: try kvturbo run -m smollm2-135m -p \"What is the capital of France?\"\n");
 }
 
 void print_json(const Findings& findings) {

@@ -46,7 +46,7 @@ CLI::App* declare_run(CLI::App& app, RunOptions& run) {
   command->add_flag("--compare", run.compare, "run the stock f16 cache first and print its speed beside ours");
   command->add_option("--log", run.log_path, "keep the host's log in this file")->type_name("FILE");
   command->footer(
-      "What follows -- goes to llama-server.\nExample: kvturbo run -m smollm2-135m -p \"Why is the sky blue?\" --codec hybrid "
+      "What follows -- goes to llama-server.\nExample: kvturbo run -m smollm2-135m -p \"What is the capital of France?\" --codec hybrid "
       "-- --mlock");
   return command;
 }
@@ -99,7 +99,7 @@ int run_command_line(int argc, char** argv) {
   CLI::App app("kvturbo: stock llama.cpp with a compressed KV cache", "kvturbo");
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("kvturbo ") + kvt_version());
-  app.footer("Example: kvturbo run -m smollm2-135m -p \"Why is the sky blue?\"\n`kvturbo COMMAND --help` explains a command.");
+  app.footer("Example: kvturbo run -m smollm2-135m -p \"What is the capital of France?\"\n`kvturbo COMMAND --help` explains a command.");
   CommandLine line;
   const CLI::App* run = declare_run(app, line.run);
   const CLI::App* serve = declare_serve(app, line.serve);
