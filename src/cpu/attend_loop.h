@@ -163,10 +163,6 @@ inline void apply_softcap(float softcap, float* score) {
   for (unsigned t = 0; t < 64; ++t) score[t] = softcap * std::tanh(score[t]);
 }
 
-inline void load_norms(const uint8_t* halves, float* to) {
-  for (unsigned t = 0; t < 64; ++t) to[t] = half_to_float(static_cast<uint16_t>(halves[2 * t] | halves[2 * t + 1] << 8));
-}
-
 inline void clear_state(const AttendBlock& b) {
   for (unsigned row = 0; row < row_count(b); ++row) {
     b.row_max[row] = kMinusInfinity;
@@ -200,9 +196,9 @@ void attend_codes(const AttendBlock& b) {
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
     Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
-    Isa::load_norms(k_page + b.key->norm_offset, soft.key_norm);
-    if (b.key->has_residual) Isa::load_norms(k_page + b.key->residual_offset, soft.residual);
-    Isa::load_norms(v_page + b.value->norm_offset, soft.value_norm);
+    Isa::halves_to_floats(k_page + b.key->norm_offset, kPageTokens, soft.key_norm);
+    if (b.key->has_residual) Isa::halves_to_floats(k_page + b.key->residual_offset, kPageTokens, soft.residual);
+    Isa::halves_to_floats(v_page + b.value->norm_offset, kPageTokens, soft.value_norm);
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
     const bool direct = rows <= Isa::kDirectRows;
     if (!direct) Isa::unpack_keys(*b.key, k_page, code.key, code.sign);

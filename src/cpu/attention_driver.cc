@@ -7,11 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <new>
-
-#include "cpu/attend_scratch.h"
 
 namespace kvt::cpu {
 namespace {

@@ -53,7 +53,6 @@ struct Avx2 : VectorCoder<8> {
       _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i))));
     }
   }
-  static void load_norms(const uint8_t* halves, float* to) { halves_to_floats(halves, 64, to); }
 
   static bool load_mask(const uint8_t* from, unsigned n, float* to) {
     const unsigned whole = n / 8 * 8;

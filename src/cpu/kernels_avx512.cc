@@ -41,7 +41,6 @@ struct Avx512 : VectorCoder<16> {
       _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 2 * i))));
     }
   }
-  static void load_norms(const uint8_t* halves, float* to) { halves_to_floats(halves, 64, to); }
 
   static bool load_mask(const uint8_t* from, unsigned n, float* to) {
     const __m512 none = _mm512_set1_ps(kMinusInfinity);

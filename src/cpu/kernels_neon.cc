@@ -41,7 +41,6 @@ struct Neon : VectorCoder<4> {
       vst1q_f32(to + i + 4, vcvt_high_f32_f16(h));
     }
   }
-  static void load_norms(const uint8_t* halves, float* to) { halves_to_floats(halves, 64, to); }
 
   static bool load_mask(const uint8_t* from, unsigned n, float* to) {
     const unsigned whole = n / 8 * 8;

@@ -14,7 +14,6 @@ struct Scalar {
   static void rotate_forward(const SignTable& signs, unsigned d, float* v) { reference::rotate_forward(signs, d, v); }
   static void rotate_backward(const SignTable& signs, unsigned d, float* v) { reference::rotate_backward(signs, d, v); }
   static void prefetch_page(const uint8_t*, size_t) {}
-  static void load_norms(const uint8_t* halves, float* to) { cpu::load_norms(halves, to); }
 
   static bool load_mask(const uint8_t* from, unsigned n, float* to) {
     bool any = false;
