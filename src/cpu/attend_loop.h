@@ -44,6 +44,15 @@ inline ChainLine line_before_chain(unsigned n_lines, unsigned c, unsigned steps)
 // Vector kernels read trellis values in blocks of 64 dims; the rest lines of other head dims are left to plain loops.
 inline bool has_value_blocks_only(const SideLayout& value) { return !value.table->trellis || value.head_dim % 64 == 0; }
 
+// Calls work.operator()<R>() with R = n, for 1 <= n <= kMax: kernels keep the sums of a constant number of rows in registers.
+template <unsigned kMax, class Work>
+inline void with_rows(unsigned n, Work work) {
+  if constexpr (kMax > 1) {
+    if (n < kMax) return with_rows<kMax - 1>(n, work);
+  }
+  work.template operator()<kMax>();
+}
+
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 inline unsigned row_count(const AttendBlock& b) { return b.n_queries * b.n_group; }

@@ -193,20 +193,10 @@ struct Avx2 : VectorCoder<8> {
     }
   }
   static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
-    switch (n_rows) {
-      case 1: return dot_keys_rows<1>(key, query, d, sum);
-      case 2: return dot_keys_rows<2>(key, query, d, sum);
-      case 3: return dot_keys_rows<3>(key, query, d, sum);
-      default: return dot_keys_rows<4>(key, query, d, sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_keys_rows<R>(key, query, d, sum); });
   }
   static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
-    switch (n_rows) {
-      case 1: return dot_signs_rows<1>(sign, query, d, sum);
-      case 2: return dot_signs_rows<2>(sign, query, d, sum);
-      case 3: return dot_signs_rows<3>(sign, query, d, sum);
-      default: return dot_signs_rows<4>(sign, query, d, sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_signs_rows<R>(sign, query, d, sum); });
   }
 
   // The same sums straight from the page. Each line widens at once, since trellis lines that share an int16 lane's bound do not come
@@ -248,8 +238,7 @@ struct Avx2 : VectorCoder<8> {
   template <KeyKind kKind>
   static void dot_page_kind(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
-    n_rows == 1 ? dot_page_rows<1, kKind>(layout, page, query, sketch_query, sum, sign_sum)
-                : dot_page_rows<2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
+    with_rows<kDirectRows>(n_rows, [&]<unsigned R>() { dot_page_rows<R, kKind>(layout, page, query, sketch_query, sum, sign_sum); });
   }
   static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
@@ -416,12 +405,7 @@ struct Avx2 : VectorCoder<8> {
   }
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
                                 const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
-      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
-      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
-      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_values_rows<R>(value, weight, d, rescale, unit, acc); });
   }
 
   // The same sums straight from the page, S subgroups of 8 dims at a time: half lines of four subgroups, or of a rest line.
@@ -473,8 +457,7 @@ struct Avx2 : VectorCoder<8> {
   template <bool kTrellis>
   static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    n_rows == 1 ? accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc)
-                : accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
+    with_rows<kDirectRows>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, page, weight, rescale, unit, acc); });
   }
   static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
@@ -514,12 +497,7 @@ struct Avx2 : VectorCoder<8> {
   }
   template <class T>
   static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    switch (n_rows) {
-      case 1: return dot_rows_block<1>(key, n, query, d, score);
-      case 2: return dot_rows_block<2>(key, n, query, d, score);
-      case 3: return dot_rows_block<3>(key, n, query, d, score);
-      default: return dot_rows_block<4>(key, n, query, d, score);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
   }
 
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
@@ -556,12 +534,7 @@ struct Avx2 : VectorCoder<8> {
   template <class T>
   static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_rows_all<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_all<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_all<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_all<4>(value, n, probability, d, rescale, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, n, probability, d, rescale, acc); });
   }
 };
 

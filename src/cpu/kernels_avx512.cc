@@ -162,12 +162,7 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
-    switch (n_rows) {
-      case 1: return dot_block<1, 4>(key, query, d, sum);
-      case 2: return dot_block<2, 4>(key, query, d, sum);
-      case 3: return dot_block<3, 4>(key, query, d, sum);
-      default: return dot_block<4, 4>(key, query, d, sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_block<R, 4>(key, query, d, sum); });
   }
   static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
     dot_keys(sign, query, n_rows, d, sum);
@@ -213,12 +208,7 @@ struct Avx512 : VectorCoder<16> {
   template <KeyKind kKind>
   static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
-    switch (n_rows) {
-      case 1: return dot_page_block<1, 4, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 2: return dot_page_block<2, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 3: return dot_page_block<3, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      default: return dot_page_block<4, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? 4 : 2, kKind>(layout, page, query, sketch_query, sum, sign_sum); });
   }
   static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
@@ -384,12 +374,7 @@ struct Avx512 : VectorCoder<16> {
   }
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
                                 const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
-      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
-      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
-      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_values_rows<R>(value, weight, d, rescale, unit, acc); });
   }
 
   // The same sums straight from the page, S subgroups of 16 dims at a time: four of three lines, or rest lines.
@@ -437,12 +422,7 @@ struct Avx512 : VectorCoder<16> {
   template <bool kTrellis>
   static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 2: return accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 3: return accumulate_page_rows<3, kTrellis>(layout, page, weight, rescale, unit, acc);
-      default: return accumulate_page_rows<4, kTrellis>(layout, page, weight, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, page, weight, rescale, unit, acc); });
   }
   static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
@@ -481,12 +461,7 @@ struct Avx512 : VectorCoder<16> {
   }
   template <class T>
   static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    switch (n_rows) {
-      case 1: return dot_rows_block<1>(key, n, query, d, score);
-      case 2: return dot_rows_block<2>(key, n, query, d, score);
-      case 3: return dot_rows_block<3>(key, n, query, d, score);
-      default: return dot_rows_block<4>(key, n, query, d, score);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
   }
 
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
@@ -522,12 +497,7 @@ struct Avx512 : VectorCoder<16> {
   template <class T>
   static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_rows_all<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_all<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_all<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_all<4>(value, n, probability, d, rescale, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, n, probability, d, rescale, acc); });
   }
 };
 

@@ -182,12 +182,7 @@ struct Neon : VectorCoder<4> {
     }
   }
   static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
-    switch (n_rows) {
-      case 1: return dot_keys_rows<1>(key, query, d, sum);
-      case 2: return dot_keys_rows<2>(key, query, d, sum);
-      case 3: return dot_keys_rows<3>(key, query, d, sum);
-      default: return dot_keys_rows<4>(key, query, d, sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_keys_rows<R>(key, query, d, sum); });
   }
   static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
     dot_keys(sign, query, n_rows, d, sum);
@@ -230,12 +225,7 @@ struct Neon : VectorCoder<4> {
   static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
     constexpr unsigned kOneRow = kKind == KeyKind::kTrellis ? 2 : 4;  // a trellis keeps three more lines in registers
-    switch (n_rows) {
-      case 1: return dot_page_block<1, kOneRow, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 2: return dot_page_block<2, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 3: return dot_page_block<3, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      default: return dot_page_block<4, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? kOneRow : 2, kKind>(layout, page, query, sketch_query, sum, sign_sum); });
   }
   static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
@@ -389,12 +379,7 @@ struct Neon : VectorCoder<4> {
   }
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
                                 const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
-      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
-      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
-      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_values_rows<R>(value, weight, d, rescale, unit, acc); });
   }
 
   // The same sums straight from the page, four registers of 4 dims at a time: a quarter of each subgroup of a 64-dim block, or a whole
@@ -451,12 +436,7 @@ struct Neon : VectorCoder<4> {
   template <bool kTrellis>
   static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 2: return accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 3: return accumulate_page_rows<3, kTrellis>(layout, page, weight, rescale, unit, acc);
-      default: return accumulate_page_rows<4, kTrellis>(layout, page, weight, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, page, weight, rescale, unit, acc); });
   }
   static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
@@ -487,12 +467,7 @@ struct Neon : VectorCoder<4> {
   }
   template <class T>
   static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    switch (n_rows) {
-      case 1: return dot_rows_block<1>(key, n, query, d, score);
-      case 2: return dot_rows_block<2>(key, n, query, d, score);
-      case 3: return dot_rows_block<3>(key, n, query, d, score);
-      default: return dot_rows_block<4>(key, n, query, d, score);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
   }
 
   template <unsigned R, class T>
@@ -519,12 +494,7 @@ struct Neon : VectorCoder<4> {
   template <class T>
   static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_block<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_block<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_block<4>(value, n, probability, d, rescale, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_block<R>(value, n, probability, d, rescale, acc); });
   }
 };
 
