@@ -11,19 +11,15 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numbers>
 
+#include "cpu/attend_exact.h"
+#include "cpu/attend_rows.h"
 #include "cpu/attend_scratch.h"
-#include "format/half.h"
 #include "format/rotation_tables.h"
 
 namespace kvt::cpu {
 namespace {
-
-struct Half {
-  uint8_t bytes[2];  // fp16 in a page: no alignment
-};
 
 // How the nibbles of a key page become levels.
 enum class KeyKind { kScalar, kSigns, kTrellis };
@@ -51,14 +47,6 @@ inline void with_rows(unsigned n, Work work) {
     if (n < kMax) return with_rows<kMax - 1>(n, work);
   }
   work.template operator()<kMax>();
-}
-
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-inline unsigned row_count(const AttendBlock& b) { return b.n_queries * b.n_group; }
-
-inline const float* query_row(const AttendBlock& b, unsigned row) {
-  return reinterpret_cast<const float*>(b.q + row / b.n_group * b.q_query_stride + row % b.n_group * b.q_head_stride);
 }
 
 // int8 image of a rotated query: q8 = round(v / unit), ties to even, with two bounds that keep every kernel exact in int16:
@@ -108,14 +96,6 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
       for (unsigned i = 0; i < d; ++i) v[i] *= b.key_scale[i];
     }
     const float poison = poison_of(v, d);
-    for (unsigned e = 0; e < b.n_exact; ++e) {
-      const uint8_t* k = b.exact_k + size_t{e} * d * 2;
-      alignas(64) float exact[kMaxHeadDim];
-      Isa::halves_to_floats(k, d, exact);
-      float dot = 0;
-      for (unsigned i = 0; i < d; ++i) dot += v[i] * exact[i];
-      s.exact_score[row * KVT_MAX_EXACT + e] = score_scale * dot;
-    }
     Isa::rotate_forward(kSignsRotation, d, v);  // sqrt(d) * R q
     int32_t sum;
     const float unit = quantise_query<true>(v, d, s.query + size_t{row} * d, &sum);
@@ -131,65 +111,6 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
   }
 }
 
-// The accumulator holds sums of weight * level; finish_row multiplies R^T of it by step / d. So a value v counts as R v / step.
-template <class Isa>
-void prepare_exact_values(const AttendBlock& b, const CodeScratch& s) {
-  const unsigned d = b.value->head_dim;
-  for (unsigned e = 0; e < b.n_exact; ++e) {
-    float* v = s.exact_value + size_t{e} * d;
-    Isa::halves_to_floats(b.exact_v + size_t{e} * d * 2, d, v);
-    Isa::rotate_forward(kSignsRotation, d, v);
-    for (unsigned i = 0; i < d; ++i) v[i] /= b.value->table->step;
-  }
-}
-
-// Additive masks of one page. Returns false if no row sees any cell of the page.
-template <class Isa>
-bool page_masks(const AttendBlock& b, unsigned first, unsigned n, float* mask) {
-  const unsigned rows = b.mask_head_stride != 0 ? row_count(b) : b.n_queries;
-  bool any = false;
-  for (unsigned i = 0; i < rows; ++i) {
-    float* to = mask + size_t{i} * 64;
-    if (b.mask == nullptr) {
-      for (unsigned t = 0; t < 64; ++t) to[t] = t < n ? 0.0f : kMinusInfinity;
-      any = any || n > 0;
-      continue;
-    }
-    const unsigned query = b.mask_head_stride != 0 ? i / b.n_group : i, head = b.mask_head_stride != 0 ? i % b.n_group : 0;
-    const uint8_t* from = b.mask + query * b.mask_query_stride + head * b.mask_head_stride + size_t{first} * 2;
-    any = Isa::load_mask(from, n, to) || any;
-  }
-  return any;
-}
-
-inline const float* mask_of_row(const AttendBlock& b, const float* mask, unsigned row) {
-  return mask + size_t{b.mask_head_stride != 0 ? row : row / b.n_group} * 64;
-}
-
-inline float slope_of_row(const AttendBlock& b, unsigned row) { return b.slopes != nullptr ? b.slopes[row % b.n_group] : 1.0f; }
-
-inline void apply_softcap(float softcap, float* score) {
-  for (unsigned t = 0; t < 64; ++t) score[t] = softcap * std::tanh(score[t]);
-}
-
-inline void clear_state(const AttendBlock& b) {
-  for (unsigned row = 0; row < row_count(b); ++row) {
-    b.row_max[row] = kMinusInfinity;
-    b.row_sum[row] = 0;
-  }
-  std::memset(b.acc, 0, size_t{row_count(b)} * b.value->head_dim * sizeof(float));
-}
-
-inline void add_exact_values(const AttendBlock& b, const CodeScratch& s, unsigned row) {
-  const unsigned d = b.value->head_dim;
-  float* acc = b.acc + size_t{row} * d;
-  for (unsigned e = 0; e < b.n_exact; ++e) {
-    const float p = s.exact_probability[row * KVT_MAX_EXACT + e];
-    if (p == 0.0f) continue;  // a removed cell, whatever its value
-    for (unsigned i = 0; i < d; ++i) acc[i] += p * s.exact_value[size_t{e} * d + i];
-  }
-}
-
 template <class Isa>
 void attend_codes(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
@@ -197,11 +118,13 @@ void attend_codes(const AttendBlock& b) {
   const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
   const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
   prepare_code_queries<Isa>(b, code);
-  prepare_exact_values<Isa>(b, code);
   clear_state(b);
+  const ExactCells exact(b, arena);
+  if (b.takes_exact) attend_exact<Isa>(b, exact, soft, HalfScratch(arena, d_k, d_v));
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
+    if (exact.touches_page(first) && !exact.leave_out(first, soft.mask)) continue;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
     Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
@@ -227,13 +150,9 @@ void attend_codes(const AttendBlock& b) {
         if (b.key->has_residual) {
           Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
         }
-        const unsigned n_exact = first == 0 ? b.n_exact : 0;
-        std::memcpy(score, code.exact_score + r * KVT_MAX_EXACT, n_exact * sizeof(float));
         if (b.softcap > 0) apply_softcap(b.softcap, score);
         Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
         soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], score);
-        std::memcpy(code.exact_probability + r * KVT_MAX_EXACT, score, n_exact * sizeof(float));
-        std::memset(score, 0, n_exact * sizeof(float));
         soft.weight_unit[r] = Isa::quantise_weights(score, soft.value_norm, soft.weight + size_t{r} * 64);
       }
     }
@@ -247,51 +166,6 @@ void attend_codes(const AttendBlock& b) {
       float* acc = b.acc + size_t{row} * d_v;
       direct_values ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
                     : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
-    }
-    for (unsigned row = 0; first == 0 && b.n_exact > 0 && row < rows; ++row) add_exact_values(b, code, row);
-  }
-}
-
-template <class Isa>
-void attend_halves(const AttendBlock& b) {
-  ScratchArena arena(b.scratch);
-  const SoftmaxScratch soft(arena);
-  const HalfScratch half(arena, b.key->head_dim, b.value->head_dim);
-  const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
-  const float score_scale = b.softcap > 0 ? b.scale / b.softcap : b.scale;
-  for (unsigned row = 0; row < rows; ++row) {
-    const float* q = query_row(b, row);
-    for (unsigned i = 0; i < d_k; ++i) half.query[size_t{row} * d_k + i] = q[i] * score_scale;
-  }
-  clear_state(b);
-  for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
-    const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
-    if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
-    const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
-    const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
-    // Few rows read the fp16 rows as they are; many rows share one conversion.
-    const bool direct = rows <= 4;
-    if (!direct) Isa::halves_to_floats(k_page, size_t{n} * d_k, half.key);
-    for (unsigned row = 0; row < rows; row += 4) {
-      const unsigned block = rows - row < 4 ? rows - row : 4;
-      const float* query = half.query + size_t{row} * d_k;
-      direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), n, query, block, d_k, soft.score)
-             : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
-      for (unsigned i = 0; i < block; ++i) {
-        const unsigned r = row + i;
-        float* score = soft.score + size_t{i} * 64;
-        if (b.softcap > 0) apply_softcap(b.softcap, score);
-        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
-      }
-    }
-    if (!direct) Isa::halves_to_floats(v_page, size_t{n} * d_v, half.value);
-    for (unsigned row = 0; row < rows; row += 4) {
-      const unsigned block = rows - row < 4 ? rows - row : 4;
-      const float* probability = soft.probability + size_t{row} * 64;
-      float* acc = b.acc + size_t{row} * d_v;
-      direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), n, probability, block, d_v, soft.rescale + row, acc)
-             : Isa::accumulate_rows(half.value, n, probability, block, d_v, soft.rescale + row, acc);
     }
   }
 }

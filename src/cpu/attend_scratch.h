@@ -59,9 +59,6 @@ struct CodeScratch {
   uint8_t* sign;          // the same order, 1 = negative
   int8_t* value;          // [16 quads][head_dim_v][4 tokens] level
   int32_t* sum;           // [2][4][64] integer scores of the rows in flight
-  float* exact_score;        // [kMaxRows][KVT_MAX_EXACT]
-  float* exact_probability;  // [kMaxRows][KVT_MAX_EXACT]
-  float* exact_value;        // [KVT_MAX_EXACT][head_dim_v] rotated, in units of acc
 
   CodeScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
       : query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
@@ -73,22 +70,30 @@ struct CodeScratch {
         key(arena.take<uint8_t>(size_t{64} * d_k)),
         sign(arena.take<uint8_t>(size_t{64} * d_k)),
         value(arena.take<int8_t>(size_t{64} * d_v)),
-        sum(arena.take<int32_t>(2 * 4 * 64)),
-        exact_score(arena.take<float>(size_t{kMaxRows} * KVT_MAX_EXACT)),
-        exact_probability(arena.take<float>(size_t{kMaxRows} * KVT_MAX_EXACT)),
-        exact_value(arena.take<float>(size_t{KVT_MAX_EXACT} * d_v)) {}
+        sum(arena.take<int32_t>(2 * 4 * 64)) {}
 };
 
-// f16: everything is fp32.
+// fp16 rows: the codec f16, and exact rows beside codes. Everything is fp32.
 struct HalfScratch {
-  float* query;  // [kMaxRows][head_dim_k], scaled
-  float* key;    // [64][head_dim_k]
-  float* value;  // [64][head_dim_v]
+  float* query;   // [kMaxRows][head_dim_k], scaled
+  float* offset;  // [kMaxRows] added to scores
+  float* key;     // [64][head_dim_k]
+  float* value;   // [64][head_dim_v]
 
   HalfScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
       : query(arena.take<float>(size_t{kMaxRows} * d_k)),
+        offset(arena.take<float>(kMaxRows)),
         key(arena.take<float>(size_t{64} * d_k)),
         value(arena.take<float>(size_t{64} * d_v)) {}
+};
+
+// Which of the newest cells each mask row attends exactly.
+struct WindowScratch {
+  uint32_t* entry;  // [kMaxRows][KVT_MAX_RECENT] indices into recent_cells, newest first
+  uint32_t* count;  // [kMaxRows]
+
+  explicit WindowScratch(ScratchArena& arena)
+      : entry(arena.take<uint32_t>(size_t{kMaxRows} * KVT_MAX_RECENT)), count(arena.take<uint32_t>(kMaxRows)) {}
 };
 
 inline constexpr int kLevelOffset = 64;  // makes levels unsigned for the u8 x s8 products

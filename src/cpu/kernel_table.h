@@ -34,9 +34,18 @@ struct AttendBlock {
   float scale, softcap;
 
   const float* key_scale;  // [head_dim_k] or nullptr
-  unsigned n_exact;        // cells below this are attended through the fp16 rows; 0 if first_cell > 0
+  const float* key_mean;   // [head_dim_k] or nullptr
+
+  // Cells that are attended through fp16 rows (kvt_attention): every pass leaves their codes out, one pass takes their rows.
+  bool takes_exact;
+  unsigned n_cells;        // of the stream
+  unsigned n_exact;
   const uint8_t* exact_k;  // [n_exact][head_dim_k] fp16
   const uint8_t* exact_v;  // [n_exact][head_dim_v] fp16
+  unsigned n_recent, recent_window, recent_own;  // recent_own: entry of the block's first query
+  const int32_t* recent_cells;
+  const uint8_t* recent_k;  // [n_recent][head_dim_k] fp16
+  const uint8_t* recent_v;
 
   // Running state of the online softmax, written from scratch by each pass.
   float* row_max;  // [n_rows], -inf if no cell was seen

@@ -135,10 +135,10 @@ struct Scalar {
 size_t attend_scratch_bytes(const SideLayout& key, const SideLayout& value) {
   ScratchArena arena(nullptr);
   SoftmaxScratch soft(arena);
-  if (key.codec == KVT_CODEC_F16) {
-    HalfScratch half(arena, key.head_dim, value.head_dim);
-  } else {
+  HalfScratch half(arena, key.head_dim, value.head_dim);
+  if (key.codec != KVT_CODEC_F16) {
     CodeScratch code(arena, key.head_dim, value.head_dim);
+    WindowScratch window(arena);
   }
   return arena.used();
 }
