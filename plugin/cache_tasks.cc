@@ -45,6 +45,27 @@ void keep_rows(const SetRowsTask* task) {
 
 }  // namespace
 
+void begin_set_rows(SetRowsTask* task) {
+  RecentRows* recent = task->cache->recent();
+  const ggml_tensor* index = task->node->src[1];
+  task->has_batch = false;
+  if (recent == nullptr) return;
+  // Rows that the graph itself computes are known too late; no host does that.
+  bool is_known = owner_of(index)->op == host().op.none;
+  const auto n = static_cast<size_t>(task->node->src[0]->ne[1]);
+  task->batch.rows.resize(n);
+  std::vector<int32_t> cells(n);
+  for (size_t i = 0; is_known && i < n; ++i) {
+    const int64_t row = task->first_row + row_index(index, static_cast<int64_t>(i));
+    is_known = row >= 0 && row < task->cache->n_rows();
+    task->batch.rows[i].stream = static_cast<int32_t>(row / task->cache->n_cells());
+    cells[i] = static_cast<int32_t>(row % task->cache->n_cells());
+  }
+  if (!is_known) return recent->clear();
+  recent->begin_batch(cells.data(), &task->batch);
+  task->has_batch = true;
+}
+
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
@@ -52,19 +73,23 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
+  const size_t src_stride = rows->nb[1] / sizeof(float);
+  for (int64_t head = part; task->has_batch && head < cache->n_heads(); head += n_parts) {
+    cache->recent()->write_batch(task->batch, static_cast<size_t>(head),
+                                 static_cast<const float*>(rows->data) + head * cache->head_dim(), src_stride);
+  }
   if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
     if (part == 0) keep_rows(task);
     return;
   }
   int64_t cells[kMaxRowsAtOnce];
-  const size_t src_stride = rows->nb[1] / sizeof(float);
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
     int64_t run_begin = 0, run_stream = 0, n_run = 0;
     const auto flush = [&] {
       if (n_run == 0) return;
       const float* src =
           reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(run_begin) * rows->nb[1]);
-      write_rows(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
+      encode_cells(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
       n_run = 0;
     };
     for (int64_t i = 0; i < rows->ne[1]; ++i) {
@@ -120,7 +145,7 @@ void run_store_kept(ggml_tensor*, int part, int n_parts, void* user_data) {
     for (int64_t head = 0; head < keys->n_heads(); ++head) {
       if ((cell / KVT_PAGE_TOKENS + head) % n_parts != part) continue;
       const float* key = conditioner->kept_row(i) + head * keys->head_dim();
-      write_rows(keys, stream, head, key, static_cast<size_t>(keys->head_dim()), 1, &cell);
+      encode_cells(keys, stream, head, key, static_cast<size_t>(keys->head_dim()), 1, &cell);
     }
   }
 }
@@ -138,7 +163,8 @@ namespace {
 struct PagedView {
   CacheTensor* cache;
   const char* first_page;
-  const ggml_fp16_t* exact;  // exact rows of its first head and stream, if it begins at cell 0; else nullptr
+  bool is_from_first_cell;
+  int64_t stream, head;  // the first ones
 };
 
 bool find_paged_view(const ggml_tensor* t, PagedView* view) {
@@ -156,7 +182,9 @@ bool find_paged_view(const ggml_tensor* t, PagedView* view) {
   view->cache = cache;
   view->first_page = cache->head_pages(stream, static_cast<int64_t>(column / head_bytes)) +
                      static_cast<size_t>(cell / KVT_PAGE_TOKENS) * cache->page_stride();
-  view->exact = cell == 0 && cache->n_exact() > 0 ? cache->exact_row(stream, static_cast<int64_t>(column / head_bytes), 0) : nullptr;
+  view->is_from_first_cell = cell == 0;
+  view->stream = stream;
+  view->head = static_cast<int64_t>(column / head_bytes);
   return true;
 }
 
@@ -230,19 +258,24 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
     a.mask_head_stride = mask->ne[2] == 1 ? 0 : mask->nb[2];
     a.mask_stream_stride = mask->ne[3] == 1 ? 0 : mask->nb[3];
   }
-  if (keys.cache->conditioner() != nullptr) {
-    const auto first_head = static_cast<int64_t>(keys.cache->offset_of(k->data) % keys.cache->row_bytes() / k->nb[0]) / k->ne[0];
-    a.key_scale = keys.cache->conditioner()->scale() + first_head * k->ne[0];
-    a.key_scale_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+  if (const KeyConditioner* conditioner = keys.cache->conditioner()) {
+    a.key_scale = conditioner->scale() + keys.head * k->ne[0];
+    a.key_mean = conditioner->mean() + keys.head * k->ne[0];
+    a.key_conditioning_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
   }
-  if (keys.exact != nullptr && values.exact != nullptr) {
+  const bool has_exact_rows = keys.is_from_first_cell && values.is_from_first_cell;
+  if (has_exact_rows && keys.cache->n_exact() > 0) {
     a.n_exact = static_cast<uint32_t>(keys.cache->n_exact());
-    a.exact_k = keys.exact;
+    a.exact_k = keys.cache->exact_row(keys.stream, keys.head, 0);
     a.exact_k_head_stride = keys.cache->exact_head_stride();
     a.exact_k_stream_stride = keys.cache->exact_stream_stride();
-    a.exact_v = values.exact;
+    a.exact_v = values.cache->exact_row(values.stream, values.head, 0);
     a.exact_v_head_stride = values.cache->exact_head_stride();
     a.exact_v_stream_stride = values.cache->exact_stream_stride();
+  }
+  if (has_exact_rows && keys.cache->recent() != nullptr && values.cache->recent() != nullptr) {
+    task->keys = {keys.cache, static_cast<size_t>(keys.stream), static_cast<size_t>(keys.head), nullptr};
+    task->values = {values.cache, static_cast<size_t>(values.stream), static_cast<size_t>(values.head), nullptr};
   }
   a.scale = float_param(node, 0);
   a.logit_softcap = float_param(node, 2);
@@ -252,6 +285,36 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   a.q = static_cast<const float*>(q->data);
   a.out = static_cast<float*>(node->data);
   return kvt_attend_workspace_bytes(task->codec, &a, 1) > 0;  // 0: the library cannot do it, for instance so large a group
+}
+
+void begin_attend(AttendTask* task) {
+  kvt_attention* a = &task->shape;
+  a->n_recent = 0;
+  if (task->keys.cache == nullptr) return;
+  const AttendTask::Side sides[2] = {task->keys, task->values};
+  RecentList lists[2];
+  for (int i = 0; i < 2; ++i) lists[i] = sides[i].cache->recent()->list_of(sides[i].batch());
+  const size_t n = lists[0].n_entries;
+  if (lists[1].n_entries != n) return;
+  // Keys and values are written together, so the lists agree; an entry where they should not is left to the codes.
+  const int32_t *key_cells = lists[0].cells + task->keys.stream * n, *value_cells = lists[1].cells + task->values.stream * n;
+  task->recent_cells.resize(a->n_streams * n);
+  for (size_t e = 0; e < task->recent_cells.size(); ++e) task->recent_cells[e] = key_cells[e] == value_cells[e] ? key_cells[e] : -1;
+  const auto rows_of = [&](int side, int64_t head_dim, const uint16_t** rows, size_t* head_stride, size_t* stream_stride) {
+    *head_stride = n * static_cast<size_t>(head_dim) * sizeof(ggml_fp16_t);
+    *stream_stride = *head_stride * static_cast<size_t>(sides[side].cache->n_heads());
+    *rows = lists[side].rows + (sides[side].stream * *stream_stride + sides[side].head * *head_stride) / sizeof(ggml_fp16_t);
+  };
+  rows_of(0, sides[0].cache->head_dim(), &a->recent_k, &a->recent_k_head_stride, &a->recent_k_stream_stride);
+  rows_of(1, sides[1].cache->head_dim(), &a->recent_v, &a->recent_v_head_stride, &a->recent_v_stream_stride);
+  a->n_recent = static_cast<uint32_t>(n);
+  a->recent_window = static_cast<uint32_t>(sides[0].cache->recent()->window());
+  a->recent_cells = task->recent_cells.data();
+  a->recent_cells_stream_stride = n * sizeof(int32_t);
+  // Without a batch of exactly these queries, any entry may be a query's newest: what it does not see is passed over.
+  const RecentRows::Batch* batch = task->keys.batch();
+  const bool are_queries = batch != nullptr && batch->rows.size() == size_t{a->n_queries} * a->n_streams;
+  a->recent_own = static_cast<uint32_t>(are_queries ? batch->first_entry : n - 1);
 }
 
 void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {

@@ -73,11 +73,15 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
     if (side_ == KVT_KEY && codec_store_is_conditioned()) conditioner_ = std::make_unique<KeyConditioner>(n_heads(), head_dim_);
     n_exact_ = std::min<int64_t>(codec_store_n_exact(), n_cells_);
     exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
+    if (codec_store_n_recent() > 0) {
+      recent_ = std::make_unique<RecentRows>(static_cast<size_t>(n_streams_), static_cast<size_t>(n_heads()),
+                                             static_cast<size_t>(head_dim_), static_cast<size_t>(codec_store_n_recent()));
+    }
   }
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
-    image_encode(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_), 0, 1);
+    image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
     madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
     mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
     is_image_open_ = false;
@@ -93,6 +97,7 @@ bool CacheTensor::make_rows(const std::string& why) {
     conditioner_.reset();
     n_exact_ = 0;
     exact_.clear();
+    recent_.reset();
   }
   state_ = State::kRows;
   why_rows_ = why;
@@ -110,12 +115,14 @@ void CacheTensor::zero() {
   if (pages_ != nullptr) madvise(pages_, page_memory_bytes(), MADV_DONTNEED);
   if (conditioner_ != nullptr) conditioner_->reset();
   std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});
+  if (recent_ != nullptr) recent_->clear();
   if (is_image_open_) madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
 }
 
 size_t CacheTensor::storage_bytes() const {
   if (state_ == State::kPages) {
-    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_) + exact_.size() * sizeof(ggml_fp16_t);
+    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_) + exact_.size() * sizeof(ggml_fp16_t) +
+           (recent_ != nullptr ? recent_->stream_bytes() * static_cast<size_t>(n_streams_) : 0);
   }
   const size_t token_estimate = state_ == State::kUndecided ? largest_token_bytes(side_, n_values_) : 0;
   if (token_estimate == 0) return image_bytes();

@@ -24,6 +24,7 @@
 #include "ggml_abi/host_ggml.h"
 #include "key_conditioner.h"
 #include "kvturbo/kvturbo.h"
+#include "recent_rows.h"
 
 namespace kvt::plugin {
 
@@ -90,13 +91,16 @@ class CacheTensor {
   // Keys of lossy codecs, unless switched off; else nullptr.
   KeyConditioner* conditioner() { return conditioner_.get(); }
   const KeyConditioner* conditioner() const { return conditioner_.get(); }
-  // The first n_exact cells of each stream, in fp16 beside their codes: what the encoder was given. 0 for f16.
+  // The first n_exact cells of each stream, in fp16 beside their codes, as the host gave them. 0 for f16.
   int64_t n_exact() const { return n_exact_; }
   ggml_fp16_t* exact_row(int64_t stream, int64_t head, int64_t cell) {
     return exact_.data() + ((stream * n_heads() + head) * n_exact_ + cell) * head_dim_;
   }
   size_t exact_head_stride() const { return static_cast<size_t>(n_exact_ * head_dim_) * sizeof(ggml_fp16_t); }
   size_t exact_stream_stride() const { return exact_head_stride() * static_cast<size_t>(n_heads()); }
+
+  // The newest rows; nullptr for f16, or if switched off.
+  RecentRows* recent() { return recent_.get(); }
 
   // Everything becomes zero, and memory goes back to the system.
   void zero();
@@ -127,6 +131,7 @@ class CacheTensor {
   std::unique_ptr<KeyConditioner> conditioner_;
   int64_t n_exact_ = 0;
   std::vector<ggml_fp16_t> exact_;  // [n_streams, n_heads, n_exact, head_dim]
+  std::unique_ptr<RecentRows> recent_;
 };
 
 }  // namespace kvt::plugin

@@ -10,19 +10,21 @@ namespace {
 
 kvt_codec_id g_codec_id = KVT_CODEC_K4V3;
 bool g_is_conditioned = true;
-int g_n_exact = 0;
+int g_n_exact = 0, g_n_recent = 0;
 std::mutex g_mutex;
 std::map<std::pair<int64_t, int64_t>, const kvt_codec*> g_codecs;
 
 }  // namespace
 
-void codec_store_select(kvt_codec_id id, bool is_conditioned, int n_exact) {
+void codec_store_select(kvt_codec_id id, bool is_conditioned, int n_exact, int n_recent) {
   g_codec_id = id;
   g_is_conditioned = is_conditioned;
   g_n_exact = n_exact;
+  g_n_recent = n_recent;
 }
 bool codec_store_is_conditioned() { return g_is_conditioned; }
 int codec_store_n_exact() { return g_n_exact; }
+int codec_store_n_recent() { return g_n_recent; }
 kvt_codec_id codec_store_id() { return g_codec_id; }
 const char* codec_store_name() { return kvt_codec_name(g_codec_id); }
 

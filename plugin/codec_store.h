@@ -10,10 +10,12 @@
 namespace kvt::plugin {
 
 // Sets how all caches are stored. Call once, before any other function here.
-void codec_store_select(kvt_codec_id id, bool is_conditioned, int n_exact);
-// Whether keys are conditioned, and how many cells of a stream are kept exact as well; both only for codecs other than f16.
+void codec_store_select(kvt_codec_id id, bool is_conditioned, int n_exact, int n_recent);
+// Whether keys are conditioned, how many first cells of a stream are kept exact as well, and how many of the newest tokens are
+// attended exactly; all only for codecs other than f16.
 bool codec_store_is_conditioned();
 int codec_store_n_exact();
+int codec_store_n_recent();
 kvt_codec_id codec_store_id();
 const char* codec_store_name();
 // The kernel table in use.

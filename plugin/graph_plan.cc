@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "cache_buffer.h"
 #include "plugin_messages.h"
@@ -68,7 +69,31 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
     inner_graph_.n_nodes = static_cast<int>(nodes_.size());
     inner_graph_.uid = host().ggml_graph_next_uid();
   }
-  return is_changed_ ? &inner_graph_ : graph;
+  if (!is_changed_) return graph;
+  return begin_step() ? &inner_graph_ : nullptr;
+}
+
+// What changes from step to step although the graph is the same: the newest rows.
+bool GraphPlan::begin_step() {
+  size_t n_values[2] = {0, 0};
+  for (SetRowsTask& task : set_rows_tasks_) {
+    begin_set_rows(&task);
+    if (!task.has_batch) continue;
+    size_t* most = &n_values[task.cache->side()];
+    *most = std::max(*most, task.cache->recent()->memory_values(task.batch));
+  }
+  for (int side : {KVT_KEY, KVT_VALUE}) {
+    if (n_values[side] <= batch_values_[side]) continue;
+    batch_values_[side] = 0;
+    batch_rows_[side].reset(new (std::nothrow) ggml_fp16_t[n_values[side]]);
+    if (batch_rows_[side] == nullptr) return false;
+    batch_values_[side] = n_values[side];
+  }
+  for (SetRowsTask& task : set_rows_tasks_) task.batch.memory = batch_rows_[task.cache->side()].get();
+  for (AttendTask& task : attend_tasks_) {
+    if (!has_write_after_attention_) begin_attend(&task);
+  }
+  return true;
 }
 
 void GraphPlan::build(const ggml_cgraph* graph) {
@@ -79,7 +104,7 @@ void GraphPlan::build(const ggml_cgraph* graph) {
   attend_tasks_.clear();
   image_tasks_.clear();
   in_scratch_.clear();
-  is_changed_ = false;
+  is_changed_ = has_write_after_attention_ = false;
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
 }
 
@@ -106,6 +131,11 @@ void GraphPlan::add_node(ggml_tensor* node) {
   if (is_attention) {
     if (can_attend) {
       task.shared = &shared_;
+      for (AttendTask::Side* side : {&task.keys, &task.values}) {
+        for (const SetRowsTask& rows : set_rows_tasks_) {
+          if (rows.cache == side->cache) side->new_rows = &rows;
+        }
+      }
       attend_tasks_.push_back(std::move(task));
       add_custom(node, run_attend, &attend_tasks_.back());
       return;
@@ -115,7 +145,11 @@ void GraphPlan::add_node(ggml_tensor* node) {
 }
 
 void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
-  set_rows_tasks_.push_back({&shared_, node, cache, static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes())});
+  for (const AttendTask& task : attend_tasks_) {
+    has_write_after_attention_ = has_write_after_attention_ || task.keys.cache == cache || task.values.cache == cache;
+  }
+  const auto first_row = static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes());
+  set_rows_tasks_.push_back({&shared_, node, cache, first_row, {}, false});
   add_custom(node, run_set_rows, &set_rows_tasks_.back());
 }
 

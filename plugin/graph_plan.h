@@ -11,6 +11,7 @@
 
 #include <deque>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "cache_tasks.h"
@@ -51,6 +52,7 @@ class GraphPlan {
   ggml_tensor* add_shadow_source(const ggml_tensor* src, const std::map<CacheTensor*, RowRange>& ranges);
   void move_to_scratch(ggml_tensor* shadow, const std::map<CacheTensor*, RowRange>& ranges);
   bool allocate(int n_threads);
+  bool begin_step();
 
   ggml_backend_dev_t inner_device_;
   TaskShared shared_;
@@ -75,6 +77,11 @@ class GraphPlan {
   ggml_backend_buffer_t scratch_ = nullptr;
 
   size_t workspace_bytes_ = 0;
+
+  // Newest rows of a large batch, keys and values of one layer: layers run one after another and share them.
+  std::unique_ptr<ggml_fp16_t[]> batch_rows_[2];
+  size_t batch_values_[2] = {0, 0};
+  bool has_write_after_attention_ = false;  // of one cache: then attention takes no newest rows
 
   // What the plan was made for.
   uint64_t uid_ = 0;

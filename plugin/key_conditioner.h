@@ -46,6 +46,7 @@ class KeyConditioner {
   void apply(int64_t head, const float* key, float* conditioned) const;  // both [head_dim], may be the same
   void undo(int64_t head, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
+  const float* mean() const { return mean_.data(); }
 
   // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
   static uint64_t generation();

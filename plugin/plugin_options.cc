@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kPrefix = "KVTURBO_";
 // Without the prefix. Those of the kvturbo program are in the environment of the hosts that it starts.
-constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LOG", "REPORT", "SINKS"};
+constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LOG", "REPORT", "SINKS", "RECENT"};
 constexpr const char* kProgramVariables[] = {"CACHE", "HOST", "MODEL", "PLUGIN"};
 
 size_t edit_distance(const std::string& a, const std::string& b) {
@@ -67,6 +67,19 @@ std::string value_of(const char* variable) {
   return value != nullptr ? value : "";
 }
 
+// Leaves *value alone if the variable is not set.
+bool read_number(const char* variable, int largest, int* value, std::string* error) {
+  const std::string text = value_of(variable);
+  if (text.empty()) return true;
+  const bool is_number = text.size() <= 2 && text.find_first_not_of("0123456789") == std::string::npos;
+  if (!is_number || std::atoi(text.c_str()) > largest) {
+    *error = std::string(variable) + "=" + text + " is not a number from 0 to " + std::to_string(largest);
+    return false;
+  }
+  *value = std::atoi(text.c_str());
+  return true;
+}
+
 }  // namespace
 
 bool read_plugin_options(PluginOptions* options, std::string* error) {
@@ -89,15 +102,8 @@ bool read_plugin_options(PluginOptions* options, std::string* error) {
   }
   options->is_conditioned = condition != "off";
 
-  const std::string sinks = value_of("KVTURBO_SINKS");
-  if (!sinks.empty()) {
-    const bool is_number = sinks.size() <= 2 && sinks.find_first_not_of("0123456789") == std::string::npos;
-    options->n_exact = is_number ? std::atoi(sinks.c_str()) : -1;
-    if (options->n_exact < 0 || options->n_exact > KVT_MAX_EXACT) {
-      *error = "KVTURBO_SINKS=" + sinks + " is not a number from 0 to " + std::to_string(KVT_MAX_EXACT);
-      return false;
-    }
-  }
+  if (!read_number("KVTURBO_SINKS", KVT_MAX_EXACT, &options->n_exact, error)) return false;
+  if (!read_number("KVTURBO_RECENT", KVT_MAX_RECENT, &options->n_recent, error)) return false;
 
   const std::string device = value_of("KVTURBO_DEVICE");
   if (!device.empty() && device != "cpu") {

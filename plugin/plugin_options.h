@@ -13,6 +13,7 @@ struct PluginOptions {
   std::string report_path;              // KVTURBO_REPORT: where the JSON report goes; empty = none
   bool is_conditioned = true;           // KVTURBO_CONDITION=on|off: key mean and scale
   int n_exact = 4;                      // KVTURBO_SINKS: first cells of each stream that are also kept exact, 0..64
+  int n_recent = 48;                    // KVTURBO_RECENT: newest tokens that a query attends exactly, 0..64
   bool force_cpu = false;               // KVTURBO_DEVICE=cpu: also where the host has a GPU
   bool is_quiet = false;                // KVTURBO_LOG=quiet: no start-up line when all is compressed
 };
