@@ -130,6 +130,16 @@ ggml_fp16_t* RecentRows::row(size_t stream, size_t head, int32_t cell) {
   return nullptr;
 }
 
+const ggml_fp16_t* RecentRows::row_in_window(size_t stream, size_t head, int32_t cell) const {
+  const int32_t* cells = cells_of(stream);
+  size_t n_seen = 0;
+  for (size_t e = size_[stream]; e-- > 0 && n_seen < window_;) {
+    if (cells[e] == cell) return rows_of(stream, head) + e * head_dim_;
+    n_seen += cells[e] >= 0;
+  }
+  return nullptr;
+}
+
 void RecentRows::forget(size_t stream, int32_t begin, int32_t end) {
   int32_t* cells = cells_of(stream);
   for (size_t e = 0; e < size_[stream]; ++e) {
