@@ -55,22 +55,6 @@ struct Avx512 : VectorCoder<16> {
     return any != 0;
   }
 
-  // 64 table bytes: the entry of index n at every position whose low bits are n, so that unused index bits do not matter.
-  static __m512i permute_table(const LevelTable& table, int offset) {
-    alignas(64) int8_t bytes[64];
-    for (unsigned i = 0; i < 64; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & (table.n_levels() - 1)] + offset);
-    return load(bytes);
-  }
-  // Trellis: index bits m (bits - 1 of them), z1, z0 from low to high, as the nibbles yield them.
-  static __m512i permute_trellis_table(const LevelTable& table, int offset) {
-    alignas(64) int8_t bytes[64];
-    const unsigned m_bits = table.bits - 1;
-    for (unsigned i = 0; i < 64; ++i) {
-      const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
-      bytes[i] = static_cast<int8_t>(table.levels[m << 2 | z1 << 1 | z0] + offset);
-    }
-    return load(bytes);
-  }
   static __m512i select(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
 
   // The two index vectors of a key line: dims 8u..8u+3 (low) and 8u+4..8u+7 (high) of 16 tokens.
@@ -116,13 +100,9 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static __m512i key_table(const LevelTable& table) {
-    return table.trellis ? permute_trellis_table(table, kLevelOffset) : permute_table(table, kLevelOffset);
-  }
-
   template <KeyKind kKind>
-  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const __m512i table = key_table(*layout.table), one = _mm512_set1_epi8(1);
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const __m512i table = load(levels), one = _mm512_set1_epi8(1);
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned tile = 0; tile < 4; ++tile) {
       for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
@@ -136,10 +116,10 @@ struct Avx512 : VectorCoder<16> {
       });
     }
   }
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
-    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
-                             : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
+  static void unpack_keys(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, levels, page, key, sign)
+    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, levels, page, key, sign)
+                             : unpack_keys_kind<KeyKind::kScalar>(layout, levels, page, key, sign);
   }
 
   // R rows x T tiles of 16 tokens: R * T accumulators hide the latency of vpdpbusd. 2 d / 128 a row and token.
@@ -171,11 +151,11 @@ struct Avx512 : VectorCoder<16> {
   // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
   // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
   template <unsigned R, unsigned T, KeyKind kKind>
-  static void dot_page_block(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+  static void dot_page_block(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
                              int32_t* sign_sum) {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
     const unsigned d = layout.head_dim, n_lines = d / 8;
-    const __m512i table = key_table(*layout.table);
+    const __m512i table = load(levels);
     const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
     for (unsigned tile = 0; tile < 4; tile += T) {
       __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
@@ -206,15 +186,15 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <KeyKind kKind>
-  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? 4 : 2, kKind>(layout, page, query, sketch_query, sum, sign_sum); });
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? 4 : 2, kKind>(layout, levels, page, query, sketch_query, sum, sign_sum); });
   }
-  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+  static void dot_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-                          : dot_page_rows<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
+    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_rows<KeyKind::kScalar>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -285,10 +265,6 @@ struct Avx512 : VectorCoder<16> {
     return _mm512_ternarylogic_epi32(low, middle, high, 0xfe);  // or
   }
 
-  static __m512i value_table(const LevelTable& table) {
-    return table.trellis ? permute_trellis_table(table, 0) : permute_table(table, 0);
-  }
-
   // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
   template <bool kTrellis>
   static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
@@ -317,10 +293,10 @@ struct Avx512 : VectorCoder<16> {
   }
 
   template <bool kTrellis>
-  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const __m512i table = value_table(*layout.table);
+    const __m512i table = load(levels);
     for (size_t group = 0; group < 2; ++group) {
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
@@ -338,9 +314,9 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
-    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 
   // R rows x C registers of 16 dims. 2 d / 128 a row and token.
@@ -405,10 +381,10 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <unsigned R, bool kTrellis>
-  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const __m512i table = value_table(*layout.table);
+    const __m512i table = load(levels);
     const unsigned d = layout.head_dim;
     for (unsigned h = 0; h < planes.blocks; ++h) {
       auto block = [&](const uint8_t* lines, __m512i* x) { value_index<kTrellis>(planes, lines, h, x); };
@@ -420,14 +396,14 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <bool kTrellis>
-  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, page, weight, rescale, unit, acc); });
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, levels, page, weight, rescale, unit, acc); });
   }
-  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+  static void accumulate_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
-                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
+    layout.table->trellis ? accumulate_page_kind<true>(layout, levels, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
   static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }

@@ -8,8 +8,8 @@ namespace {
 
 struct Scalar {
   static constexpr unsigned kDirectRows = 0;
-  static void dot_page(const SideLayout&, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
-  static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
+  static void dot_page(const SideLayout&, const uint8_t*, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
+  static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
 
   static void rotate_forward(const SignTable& signs, unsigned d, float* v) { reference::rotate_forward(signs, d, v); }
   static void rotate_backward(const SignTable& signs, unsigned d, float* v) { reference::rotate_backward(signs, d, v); }
@@ -24,7 +24,7 @@ struct Scalar {
     return any;
   }
 
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+  static void unpack_keys(const SideLayout& layout, const uint8_t*, const uint8_t* page, uint8_t* key, uint8_t* sign) {
     unpack_keys_plain(layout, page, key, sign);
   }
 
@@ -84,7 +84,7 @@ struct Scalar {
     return largest / 127.0f + poison;
   }
 
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) { unpack_values_plain(layout, page, value); }
+  static void unpack_values(const SideLayout& layout, const uint8_t*, const uint8_t* page, int8_t* value) { unpack_values_plain(layout, page, value); }
 
   // |sum over 64 tokens of weight * level| <= 64 * 127 * 62: exact in int32.
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
