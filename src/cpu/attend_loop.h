@@ -28,19 +28,6 @@ struct Half {
 // How the nibbles of a key page become levels.
 enum class KeyKind { kScalar, kSigns, kTrellis };
 
-// The line `steps` before line c, the first of its trellis chain (format.md 4.4): a line of the same tile, its nibbles rotated once
-// for each time that the chain wraps from one nibble position to the next.
-struct ChainLine {
-  unsigned line;
-  unsigned rotate;  // bits, left, within 32-bit words
-};
-inline ChainLine line_before_chain(unsigned n_lines, unsigned c, unsigned steps) {
-  const unsigned n = (n_lines - c + 3) / 4;
-  unsigned i = 0, rotate = 0;
-  for (; i < steps; i += n) rotate += 4;
-  return {c + 4 * (i - steps), rotate};
-}
-
 // Vector kernels read trellis values in blocks of 64 dims; the rest lines of other head dims are left to plain loops.
 inline bool has_value_blocks_only(const SideLayout& value) { return !value.table->trellis || value.head_dim % 64 == 0; }
 

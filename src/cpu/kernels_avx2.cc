@@ -95,14 +95,14 @@ struct Avx2 : VectorCoder<8> {
       for (unsigned u = 0; u < n_lines; ++u) visit(u, look_up(load(tile + u * 64)));
       return;
     }
+    auto rotate = [](__m256i x) { return _mm256_or_si256(_mm256_slli_epi32(x, 4), _mm256_srli_epi32(x, 28)); };
     for (unsigned c = 0; c < 4; ++c) {
-      __m256i before[3];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        const __m256i line = load(tile + at.line * 64);
-        const int left = static_cast<int>(at.rotate);
-        before[back] = _mm256_or_si256(_mm256_slli_epi32(line, left), _mm256_srli_epi32(line, 32 - left));
-      }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      const uint8_t* line = tile + last * 64;
+      __m256i before[3];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      before[0] = rotate(load(line));
+      before[1] = rotate(load(line - 256));
+      before[2] = rotate(last >= 8 ? load(line - 512) : before[0]);
       for (unsigned u = c; u < n_lines; u += 4) {
         const __m256i x = load(tile + u * 64), p2 = before[1];
         // Bit 3 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]. z0 = t[-2] chooses the table: bit 7 of each byte selects.

@@ -78,12 +78,13 @@ struct Avx512 : VectorCoder<16> {
     }
     const __m512i trellis_bit = _mm512_set1_epi8(static_cast<char>(0x88)), nibble = _mm512_set1_epi8(0x0f);
     for (unsigned c = 0; c < 4; ++c) {
-      __m512i before[3][T];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        for (unsigned j = 0; j < T; ++j) {
-          before[back][j] = _mm512_rolv_epi32(load(tiles + j * tile_bytes + at.line * 64), _mm512_set1_epi32(static_cast<int>(at.rotate)));
-        }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      __m512i before[3][T];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      for (unsigned j = 0; j < T; ++j) {
+        const uint8_t* line = tiles + j * tile_bytes + last * 64;
+        before[0][j] = _mm512_rol_epi32(load(line), 4);
+        before[1][j] = _mm512_rol_epi32(load(line - 256), 4);
+        before[2][j] = _mm512_rol_epi32(last >= 8 ? load(line - 512) : before[0][j], 4);
       }
       for (unsigned u = c; u < n_lines; u += 4) {
         for (unsigned j = 0; j < T; ++j) {

@@ -72,15 +72,18 @@ struct Neon : VectorCoder<4> {
       }
       return;
     }
+    auto rotate = [](uint8x16_t x) {
+      const uint32x4_t words = vreinterpretq_u32_u8(x);
+      return vreinterpretq_u8_u32(vsliq_n_u32(vshrq_n_u32(words, 28), words, 4));
+    };
     for (unsigned c = 0; c < 4; ++c) {
-      uint8x16_t before[3][C];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        const int32x4_t left = vdupq_n_s32(static_cast<int>(at.rotate)), right = vdupq_n_s32(static_cast<int>(at.rotate) - 32);
-        for (unsigned j = 0; j < C; ++j) {
-          const uint32x4_t line = vreinterpretq_u32_u8(load(quarter + at.line * 64 + j * 16));
-          before[back][j] = vreinterpretq_u8_u32(vorrq_u32(vshlq_u32(line, left), vshlq_u32(line, right)));
-        }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      uint8x16_t before[3][C];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      for (unsigned j = 0; j < C; ++j) {
+        const uint8_t* line = quarter + last * 64 + j * 16;
+        before[0][j] = rotate(load(line));
+        before[1][j] = rotate(load(line - 256));
+        before[2][j] = rotate(last >= 8 ? load(line - 512) : before[0][j]);
       }
       for (unsigned u = c; u < n_lines; u += 4) {
         for (unsigned j = 0; j < C; ++j) {
