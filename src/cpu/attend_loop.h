@@ -170,6 +170,20 @@ inline void apply_softcap(float softcap, float* score) {
   for (unsigned t = 0; t < 64; ++t) score[t] = softcap * std::tanh(score[t]);
 }
 
+// probability = exp(score - new maximum) for rows row .. row + n; rescale: the factor exp(old - new) of what was summed before.
+// All rows take one step before any takes the next: each step is a chain of dependent operations, and the chains run side by side.
+template <class Isa>
+void exp_rows(const AttendBlock& b, unsigned row, unsigned n, const float* new_max, const float* score, float* probability,
+              float* rescale) {
+  for (unsigned i = 0; i < n; ++i) {
+    const unsigned r = row + i;
+    const float shift = new_max[i] == kMinusInfinity ? 0.0f : new_max[i];  // a row without cells so far: -inf - -inf is a NaN
+    rescale[r] = Isa::exp_one(b.row_max[r] - shift);
+    b.row_sum[r] = b.row_sum[r] * rescale[r] + Isa::exp_scores(score + size_t{i} * 64, shift, probability + size_t{i} * 64);
+    b.row_max[r] = new_max[i];
+  }
+}
+
 inline void clear_state(const AttendBlock& b) {
   for (unsigned row = 0; row < row_count(b); ++row) {
     b.row_max[row] = kMinusInfinity;
@@ -252,6 +266,7 @@ void attend_codes(const AttendBlock& b) {
         Isa::dot_keys(code.key, query, block, d_k, code.sum);
         if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
       }
+      float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
         float* score = soft.score + size_t{i} * 64;
@@ -259,12 +274,18 @@ void attend_codes(const AttendBlock& b) {
         if (b.key->has_residual) {
           Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
         }
-        std::memcpy(score, code.exact_score + r * KVT_MAX_EXACT, n_exact * sizeof(float));
+        if (n_exact > 0) std::memcpy(score, code.exact_score + r * KVT_MAX_EXACT, n_exact * sizeof(float));
         if (b.softcap > 0) apply_softcap(b.softcap, score);
-        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-        rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], score);
-        std::memcpy(code.exact_probability + r * KVT_MAX_EXACT, score, n_exact * sizeof(float));
-        std::memset(score, 0, n_exact * sizeof(float));
+        new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
+      }
+      exp_rows<Isa>(b, row, block, new_max, soft.score, soft.score, rescale);
+      for (unsigned i = 0; i < block; ++i) {
+        const unsigned r = row + i;
+        float* score = soft.score + size_t{i} * 64;
+        if (n_exact > 0) {
+          std::memcpy(code.exact_probability + r * KVT_MAX_EXACT, score, n_exact * sizeof(float));
+          std::memset(score, 0, n_exact * sizeof(float));
+        }
         weight_unit[r] = Isa::quantise_weights(score, soft.value_norm, weights + size_t{r} * 64);
       }
     }
@@ -301,13 +322,14 @@ void attend_halves(const AttendBlock& b) {
       const float* query = half.query + size_t{row} * d_k;
       direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), n, query, block, d_k, soft.score)
              : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
+      float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
         float* score = soft.score + size_t{i} * 64;
         if (b.softcap > 0) apply_softcap(b.softcap, score);
-        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
+        new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
       }
+      exp_rows<Isa>(b, row, block, new_max, soft.score, soft.probability + size_t{row} * 64, soft.rescale);
     }
     if (!direct) Isa::halves_to_floats(v_page, size_t{n} * d_v, half.value);
     for (unsigned row = 0; row < rows; row += 4) {

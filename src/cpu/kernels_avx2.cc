@@ -247,32 +247,28 @@ struct Avx2 : VectorCoder<8> {
       _mm256_storeu_ps(score + t, _mm256_fmadd_ps(scaled, x, _mm256_loadu_ps(score + t)));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const __m256 none = _mm256_set1_ps(kMinusInfinity);
+    __m256 largest = _mm256_set1_ps(row_max);
     for (unsigned t = 0; t < 64; t += 8) {
       const __m256 m = _mm256_loadu_ps(mask + t);
       const __m256 removed = _mm256_cmp_ps(m, none, _CMP_EQ_OQ);
       const __m256 s = _mm256_fmadd_ps(_mm256_set1_ps(slope), m, _mm256_loadu_ps(score + t));
-      _mm256_storeu_ps(score + t, _mm256_blendv_ps(s, none, removed));
+      const __m256 masked = _mm256_blendv_ps(s, none, removed);
+      largest = _mm256_max_ps(masked, largest);  // a NaN score is passed over
+      _mm256_storeu_ps(score + t, masked);
     }
+    return largest_lane(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    __m256 largest = _mm256_set1_ps(*row_max);
-    for (unsigned t = 0; t < 64; t += 8) largest = _mm256_max_ps(_mm256_loadu_ps(score + t), largest);  // a NaN score is passed over
-    const float new_max = largest_lane(largest);
-    // Without any cell so far (all scores -inf) the shift must not be -inf - -inf.
-    const __m256 shift = _mm256_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(x))); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     __m256 total = _mm256_setzero_ps();
     for (unsigned t = 0; t < 64; t += 8) {
-      const __m256 p = exp_negative(_mm256_sub_ps(_mm256_loadu_ps(score + t), shift));
+      const __m256 p = exp_negative(_mm256_sub_ps(_mm256_loadu_ps(score + t), _mm256_set1_ps(shift)));
       _mm256_storeu_ps(probability + t, p);
       total = _mm256_add_ps(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + sum_lanes(total);
-    *row_max = new_max;
-    return rescale;
+    return sum_lanes(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {

@@ -213,31 +213,28 @@ struct Avx512 : VectorCoder<16> {
       _mm512_storeu_ps(score + t, _mm512_fmadd_ps(scaled, x, _mm512_loadu_ps(score + t)));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const __m512 none = _mm512_set1_ps(kMinusInfinity);
+    __m512 largest = _mm512_set1_ps(row_max);
     for (unsigned t = 0; t < 64; t += 16) {
       const __m512 m = _mm512_loadu_ps(mask + t);
       const __mmask16 removed = _mm512_cmp_ps_mask(m, none, _CMP_EQ_OQ);
       const __m512 s = _mm512_fmadd_ps(_mm512_set1_ps(slope), m, _mm512_loadu_ps(score + t));
-      _mm512_storeu_ps(score + t, _mm512_mask_blend_ps(removed, s, none));
+      const __m512 masked = _mm512_mask_blend_ps(removed, s, none);
+      largest = _mm512_max_ps(masked, largest);  // a NaN score is passed over
+      _mm512_storeu_ps(score + t, masked);
     }
+    return _mm512_reduce_max_ps(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    __m512 largest = _mm512_set1_ps(*row_max);
-    for (unsigned t = 0; t < 64; t += 16) largest = _mm512_max_ps(_mm512_loadu_ps(score + t), largest);  // a NaN score is passed over
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 shift = _mm512_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return _mm512_cvtss_f32(exp_negative(_mm512_set1_ps(x))); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     __m512 total = _mm512_setzero_ps();
     for (unsigned t = 0; t < 64; t += 16) {
-      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), shift));
+      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), _mm512_set1_ps(shift)));
       _mm512_storeu_ps(probability + t, p);
       total = _mm512_add_ps(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + _mm512_reduce_add_ps(total);
-    *row_max = new_max;
-    return rescale;
+    return _mm512_reduce_add_ps(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {

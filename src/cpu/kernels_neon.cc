@@ -235,31 +235,27 @@ struct Neon : VectorCoder<4> {
       vst1q_f32(score + t, vfmaq_f32(vld1q_f32(score + t), scaled, x));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const float32x4_t none = vdupq_n_f32(kMinusInfinity);
+    float32x4_t largest = vdupq_n_f32(row_max);
     for (unsigned t = 0; t < 64; t += 4) {
       const float32x4_t m = vld1q_f32(mask + t);
       const float32x4_t s = vfmaq_n_f32(vld1q_f32(score + t), m, slope);
-      vst1q_f32(score + t, vbslq_f32(vceqq_f32(m, none), none, s));
+      const float32x4_t masked = vbslq_f32(vceqq_f32(m, none), none, s);
+      largest = vmaxnmq_f32(largest, masked);  // a NaN score is passed over
+      vst1q_f32(score + t, masked);
     }
+    return vmaxvq_f32(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    float32x4_t largest = vdupq_n_f32(*row_max);
-    for (unsigned t = 0; t < 64; t += 4) largest = vmaxnmq_f32(largest, vld1q_f32(score + t));  // a NaN score is passed over
-    const float new_max = vmaxvq_f32(largest);
-    // Without any cell so far (all scores -inf) the shift must not be -inf - -inf.
-    const float32x4_t shift = vdupq_n_f32(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return vgetq_lane_f32(exp_negative(vdupq_n_f32(x)), 0); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     float32x4_t total = vdupq_n_f32(0);
     for (unsigned t = 0; t < 64; t += 4) {
-      const float32x4_t p = exp_negative(vsubq_f32(vld1q_f32(score + t), shift));
+      const float32x4_t p = exp_negative(vsubq_f32(vld1q_f32(score + t), vdupq_n_f32(shift)));
       vst1q_f32(probability + t, p);
       total = vaddq_f32(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + vaddvq_f32(total);
-    *row_max = new_max;
-    return rescale;
+    return vaddvq_f32(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
