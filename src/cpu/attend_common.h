@@ -58,6 +58,20 @@ inline void apply_softcap(float softcap, float* score) {
   for (unsigned t = 0; t < 64; ++t) score[t] = softcap * std::tanh(score[t]);
 }
 
+// probability = exp(score - new maximum) for rows row .. row + n; rescale: the factor exp(old - new) of what was summed before.
+// All rows take one step before any takes the next: each step is a chain of dependent operations, and the chains run side by side.
+template <class Isa>
+void exp_rows(const AttendBlock& b, unsigned row, unsigned n, const float* new_max, const float* score, float* probability,
+              float* rescale) {
+  for (unsigned i = 0; i < n; ++i) {
+    const unsigned r = row + i;
+    const float shift = new_max[i] == kMinusInfinity ? 0.0f : new_max[i];  // a row without cells so far: -inf - -inf is a NaN
+    rescale[r] = Isa::exp_one(b.row_max[r] - shift);
+    b.row_sum[r] = b.row_sum[r] * rescale[r] + Isa::exp_scores(score + size_t{i} * 64, shift, probability + size_t{i} * 64);
+    b.row_max[r] = new_max[i];
+  }
+}
+
 inline void clear_state(const AttendBlock& b) {
   for (unsigned row = 0; row < row_count(b); ++row) {
     b.row_max[row] = kMinusInfinity;

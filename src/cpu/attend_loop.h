@@ -24,19 +24,6 @@ namespace {
 // How the nibbles of a key page become levels.
 enum class KeyKind { kScalar, kSigns, kTrellis };
 
-// The line `steps` before line c, the first of its trellis chain (format.md 4.4): a line of the same tile, its nibbles rotated once
-// for each time that the chain wraps from one nibble position to the next.
-struct ChainLine {
-  unsigned line;
-  unsigned rotate;  // bits, left, within 32-bit words
-};
-inline ChainLine line_before_chain(unsigned n_lines, unsigned c, unsigned steps) {
-  const unsigned n = (n_lines - c + 3) / 4;
-  unsigned i = 0, rotate = 0;
-  for (; i < steps; i += n) rotate += 4;
-  return {c + 4 * (i - steps), rotate};
-}
-
 // Vector kernels read trellis values in blocks of 64 dims; the rest lines of other head dims are left to plain loops.
 inline bool has_value_blocks_only(const SideLayout& value) { return !value.table->trellis || value.head_dim % 64 == 0; }
 
@@ -47,6 +34,17 @@ inline void with_rows(unsigned n, Work work) {
     if (n < kMax) return with_rows<kMax - 1>(n, work);
   }
   work.template operator()<kMax>();
+}
+
+// The level at each index that nibbles yield: the code's bits m, then for a trellis z1 and z0 (format.md 4.4), from low to high.
+// Entries repeat past n_levels, so that sign bits and other leftovers above an index do not matter.
+inline void fill_levels(const LevelTable& table, int offset, uint8_t* levels) {
+  const unsigned m_bits = table.bits - 1;
+  for (unsigned i = 0; i < 64; ++i) {
+    const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
+    const unsigned index = table.trellis ? m << 2 | z1 << 1 | z0 : i & (table.n_levels() - 1);
+    levels[i] = static_cast<uint8_t>(table.levels[index] + offset);
+  }
 }
 
 // int8 image of a rotated query: q8 = round(v / unit), ties to even, with two bounds that keep every kernel exact in int16:
@@ -111,38 +109,70 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
   }
 }
 
+// Weights of one page for all rows, waiting for its values.
+struct PageWeights {
+  const uint8_t* v_page;  // nullptr: nothing waits
+  const float* rescale;
+  const float* unit;
+  const uint8_t* weight;
+};
+
+template <class Isa>
+void add_values(const AttendBlock& b, const CodeScratch& code, const PageWeights& page) {
+  const unsigned rows = row_count(b), d = b.value->head_dim;
+  const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value);
+  if (!direct) Isa::unpack_values(*b.value, code.value_levels, page.v_page, code.value);
+  for (unsigned row = 0; row < rows; row += 4) {
+    const unsigned block = rows - row < 4 ? rows - row : 4;
+    const uint8_t* weight = page.weight + size_t{row} * 64;
+    float* acc = b.acc + size_t{row} * d;
+    const float *rescale = page.rescale + row, *unit = page.unit + row;
+    direct ? Isa::accumulate_page(*b.value, code.value_levels, page.v_page, weight, block, rescale, unit, acc)
+           : Isa::accumulate_values(code.value, weight, block, d, rescale, unit, acc);
+  }
+}
+
 template <class Isa>
 void attend_codes(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
   const SoftmaxScratch soft(arena);
   const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
-  const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
+  const unsigned rows = row_count(b), d_k = b.key->head_dim;
+  fill_levels(*b.key->table, kLevelOffset, code.key_levels);
+  fill_levels(*b.value->table, 0, code.value_levels);
   prepare_code_queries<Isa>(b, code);
   clear_state(b);
   const ExactCells exact(b, arena);
-  if (b.takes_exact) attend_exact<Isa>(b, exact, soft, HalfScratch(arena, d_k, d_v));
+  if (b.takes_exact) attend_exact<Isa>(b, exact, soft, HalfScratch(arena, d_k, b.value->head_dim));
+  // The values of a page are added after the softmax of the next one, a long chain of dependent operations: the sums run in its
+  // shadow.
+  PageWeights waiting{};
+  unsigned slot = 0;
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     if (exact.touches_page(first) && !exact.leave_out(first, soft.mask)) continue;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
+    float *rescale = soft.rescale + slot * kMaxRows, *weight_unit = soft.weight_unit + slot * kMaxRows;
+    uint8_t* weights = soft.weight + size_t{slot} * kMaxRows * 64;
     Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
     Isa::halves_to_floats(k_page + b.key->norm_offset, kPageTokens, soft.key_norm);
     if (b.key->has_residual) Isa::halves_to_floats(k_page + b.key->residual_offset, kPageTokens, soft.residual);
     Isa::halves_to_floats(v_page + b.value->norm_offset, kPageTokens, soft.value_norm);
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
     const bool direct = rows <= Isa::kDirectRows;
-    if (!direct) Isa::unpack_keys(*b.key, k_page, code.key, code.sign);
+    if (!direct) Isa::unpack_keys(*b.key, code.key_levels, k_page, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const int8_t *query = code.query + size_t{row} * d_k, *sketch_query = code.sketch_query + size_t{row} * d_k;
       if (direct) {
-        Isa::dot_page(*b.key, k_page, query, sketch_query, block, code.sum, code.sum + 4 * 64);
+        Isa::dot_page(*b.key, code.key_levels, k_page, query, sketch_query, block, code.sum, code.sum + 4 * 64);
       } else {
         Isa::dot_keys(code.key, query, block, d_k, code.sum);
         if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
       }
+      float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
         float* score = soft.score + size_t{i} * 64;
@@ -151,23 +181,20 @@ void attend_codes(const AttendBlock& b) {
           Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
         }
         if (b.softcap > 0) apply_softcap(b.softcap, score);
-        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], score);
-        soft.weight_unit[r] = Isa::quantise_weights(score, soft.value_norm, soft.weight + size_t{r} * 64);
+        new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
+      }
+      exp_rows<Isa>(b, row, block, new_max, soft.score, soft.score, rescale);
+      for (unsigned i = 0; i < block; ++i) {
+        const unsigned r = row + i;
+        weight_unit[r] = Isa::quantise_weights(soft.score + size_t{i} * 64, soft.value_norm, weights + size_t{r} * 64);
       }
     }
     Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
-    const bool direct_values = direct && has_value_blocks_only(*b.value);
-    if (!direct_values) Isa::unpack_values(*b.value, v_page, code.value);
-    for (unsigned row = 0; row < rows; row += 4) {
-      const unsigned block = rows - row < 4 ? rows - row : 4;
-      const uint8_t* weight = soft.weight + size_t{row} * 64;
-      const float *rescale = soft.rescale + row, *unit = soft.weight_unit + row;
-      float* acc = b.acc + size_t{row} * d_v;
-      direct_values ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
-                    : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
-    }
+    if (waiting.v_page != nullptr) add_values<Isa>(b, code, waiting);
+    waiting = {v_page, rescale, weight_unit, weights};
+    slot ^= 1;
   }
+  if (waiting.v_page != nullptr) add_values<Isa>(b, code, waiting);
 }
 
 template <class Isa>

@@ -32,14 +32,15 @@ void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScr
     const float* query = half.query + size_t{row} * d_k;
     direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k), n, query, block, d_k, soft.score)
            : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
+    float new_max[4];
     for (unsigned i = 0; i < block; ++i) {
       const unsigned r = row + i;
       float* score = soft.score + size_t{i} * 64;
       for (unsigned t = 0; t < 64; ++t) score[t] += half.offset[r];
       if (b.softcap > 0) apply_softcap(b.softcap, score);
-      Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-      soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
+      new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
     }
+    exp_rows<Isa>(b, row, block, new_max, soft.score, soft.probability + size_t{row} * 64, soft.rescale);
   }
   if (!direct) Isa::halves_to_floats(v, size_t{n} * d_v, half.value);
   for (unsigned row = 0; row < rows; row += 4) {

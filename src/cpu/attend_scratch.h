@@ -31,9 +31,9 @@ struct SoftmaxScratch {
   float* value_norm;   // [64]
   float* score;        // [4][64] of the rows in flight
   float* probability;  // [kMaxRows][64], f16 only
-  float* rescale;      // [kMaxRows] factor of the old accumulator
-  float* weight_unit;  // [kMaxRows] value of one weight step
-  uint8_t* weight;     // [kMaxRows][64] softmax weight * value norm, 0..127
+  float* rescale;      // [2][kMaxRows] factor of the old accumulator; codes keep two pages in flight
+  float* weight_unit;  // [2][kMaxRows] value of one weight step
+  uint8_t* weight;     // [2][kMaxRows][64] softmax weight * value norm, 0..127
 
   explicit SoftmaxScratch(ScratchArena& arena)
       : mask(arena.take<float>(size_t{kMaxRows} * 64)),
@@ -42,13 +42,15 @@ struct SoftmaxScratch {
         value_norm(arena.take<float>(64)),
         score(arena.take<float>(4 * 64)),
         probability(arena.take<float>(size_t{kMaxRows} * 64)),
-        rescale(arena.take<float>(kMaxRows)),
-        weight_unit(arena.take<float>(kMaxRows)),
-        weight(arena.take<uint8_t>(size_t{kMaxRows} * 64)) {}
+        rescale(arena.take<float>(size_t{2} * kMaxRows)),
+        weight_unit(arena.take<float>(size_t{2} * kMaxRows)),
+        weight(arena.take<uint8_t>(size_t{2} * kMaxRows * 64)) {}
 };
 
 // Compressed codecs: everything is int8.
 struct CodeScratch {
+  uint8_t* key_levels;    // [64] level + kLevelOffset at each index that nibbles yield (fill_levels)
+  uint8_t* value_levels;  // [64] level, two's complement
   int8_t* query;          // [kMaxRows][head_dim_k] R q / unit
   int8_t* sketch_query;   // [kMaxRows][head_dim_k] S R q / unit
   float* query_factor;    // [kMaxRows] score = query_factor * norm * sum
@@ -61,7 +63,9 @@ struct CodeScratch {
   int32_t* sum;           // [2][4][64] integer scores of the rows in flight
 
   CodeScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
-      : query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
+      : key_levels(arena.take<uint8_t>(64)),
+        value_levels(arena.take<uint8_t>(64)),
+        query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
         sketch_query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
         query_factor(arena.take<float>(kMaxRows)),
         sketch_factor(arena.take<float>(kMaxRows)),

@@ -67,21 +67,8 @@ struct Avx2 : VectorCoder<8> {
     return _mm256_movemask_ps(any) != 0;
   }
 
-  // 16 table bytes in both halves; entries past n_levels repeat, so that sign bits in the index do not matter.
-  static __m256i shuffle_table(const LevelTable& table, int offset) {
-    alignas(16) int8_t bytes[16];
-    for (unsigned i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & (table.n_levels() - 1)] + offset);
-    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
-  }
-  // Trellis, the half for one z0: index bits m (bits - 1 of them), z1 from low to high; with 3-bit codes z0 is index bit 3.
-  static __m256i shuffle_trellis_table(const LevelTable& table, unsigned z0, int offset) {
-    alignas(16) int8_t bytes[16];
-    const unsigned m_bits = table.bits - 1;
-    for (unsigned i = 0; i < 16; ++i) {
-      const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, bit = m_bits == 3 ? z0 : i >> 3;
-      bytes[i] = static_cast<int8_t>(table.levels[m << 2 | z1 << 1 | bit] + offset);
-    }
-    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  static __m256i load_table(const uint8_t* levels) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels)));
   }
 
   // Levels of half a key line, 8 tokens: dims 8u..8u+3 (low) and 8u+4..8u+7 (high); the raw nibbles beside them.
@@ -90,9 +77,7 @@ struct Avx2 : VectorCoder<8> {
   };
   struct KeyTables {
     __m256i level, level_z0;  // the second for z0 = 1, trellis only
-    explicit KeyTables(const LevelTable& table)
-        : level(table.trellis ? shuffle_trellis_table(table, 0, kLevelOffset) : shuffle_table(table, kLevelOffset)),
-          level_z0(table.trellis ? shuffle_trellis_table(table, 1, kLevelOffset) : level) {}
+    explicit KeyTables(const uint8_t* levels) : level(load_table(levels)), level_z0(load_table(levels + 16)) {}
   };
   // Calls visit(u, KeyLevels) for each line u of the half tile at `tile`; trellis lines come chain by chain.
   template <KeyKind kKind, class Visit>
@@ -110,14 +95,14 @@ struct Avx2 : VectorCoder<8> {
       for (unsigned u = 0; u < n_lines; ++u) visit(u, look_up(load(tile + u * 64)));
       return;
     }
+    auto rotate = [](__m256i x) { return _mm256_or_si256(_mm256_slli_epi32(x, 4), _mm256_srli_epi32(x, 28)); };
     for (unsigned c = 0; c < 4; ++c) {
-      __m256i before[3];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        const __m256i line = load(tile + at.line * 64);
-        const int left = static_cast<int>(at.rotate);
-        before[back] = _mm256_or_si256(_mm256_slli_epi32(line, left), _mm256_srli_epi32(line, 32 - left));
-      }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      const uint8_t* line = tile + last * 64;
+      __m256i before[3];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      before[0] = rotate(load(line));
+      before[1] = rotate(load(line - 256));
+      before[2] = rotate(last >= 8 ? load(line - 512) : before[0]);
       for (unsigned u = c; u < n_lines; u += 4) {
         const __m256i x = load(tile + u * 64), p2 = before[1];
         // Bit 3 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]. z0 = t[-2] chooses the table: bit 7 of each byte selects.
@@ -134,27 +119,27 @@ struct Avx2 : VectorCoder<8> {
   }
 
   template <KeyKind kKind>
-  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const KeyTables tables(*layout.table);
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const KeyTables tables(levels);
     const __m256i one = _mm256_set1_epi8(1);
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
       const size_t tile = half_tile / 2, half = half_tile % 2 * 32;
-      for_each_key_line<kKind>(tables, page + tile * n_lines * 64 + half, n_lines, [&](unsigned u, const KeyLevels& levels) {
+      for_each_key_line<kKind>(tables, page + tile * n_lines * 64 + half, n_lines, [&](unsigned u, const KeyLevels& line) {
         const size_t to = (tile * n_lines + u) * 128 + half;
-        store(key + to, levels.low);
-        store(key + to + 64, levels.high);
+        store(key + to, line.low);
+        store(key + to + 64, line.high);
         if constexpr (kKind == KeyKind::kSigns) {
-          store(sign + to, _mm256_and_si256(_mm256_srli_epi16(levels.low_nibble, 3), one));
-          store(sign + to + 64, _mm256_and_si256(_mm256_srli_epi16(levels.high_nibble, 3), one));
+          store(sign + to, _mm256_and_si256(_mm256_srli_epi16(line.low_nibble, 3), one));
+          store(sign + to + 64, _mm256_and_si256(_mm256_srli_epi16(line.high_nibble, 3), one));
         }
       });
     }
   }
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    layout.table->trellis ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
-    : layout.has_residual ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
-                          : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
+  static void unpack_keys(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis ? unpack_keys_kind<KeyKind::kTrellis>(layout, levels, page, key, sign)
+    : layout.has_residual ? unpack_keys_kind<KeyKind::kSigns>(layout, levels, page, key, sign)
+                          : unpack_keys_kind<KeyKind::kScalar>(layout, levels, page, key, sign);
   }
 
   // Four u8 x s8 products of 16 dims add up in int16 without saturation (quantise_query), then widen: 9 d / 128 a row.
@@ -202,25 +187,25 @@ struct Avx2 : VectorCoder<8> {
   // The same sums straight from the page. Each line widens at once, since trellis lines that share an int16 lane's bound do not come
   // together. Signs enter as 8 in each byte: an int16 lane would overflow past 64 dims (64 / 2 * 8 * 127 = 32512), so it widens too.
   template <unsigned R, KeyKind kKind>
-  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
                             int32_t* sign_sum) {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
     const unsigned d = layout.head_dim, n_lines = d / 8;
-    const KeyTables tables(*layout.table);
+    const KeyTables tables(levels);
     const __m256i sign = _mm256_set1_epi8(0x08), ones = _mm256_set1_epi16(1);
     for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
       const uint8_t* tile = page + size_t{half_tile / 2} * n_lines * 64 + half_tile % 2 * 32;
       __m256i total[R] = {}, sign_total[R] = {}, narrow_signs[R] = {};
-      for_each_key_line<kKind>(tables, tile, n_lines, [&](unsigned u, const KeyLevels& levels) {
+      for_each_key_line<kKind>(tables, tile, n_lines, [&](unsigned u, const KeyLevels& line) {
         for (unsigned r = 0; r < R; ++r) {
           const int8_t* q = query + size_t{r} * d + 8 * u;
-          const __m256i narrow = _mm256_add_epi16(_mm256_maddubs_epi16(levels.low, broadcast_word(q)),
-                                                  _mm256_maddubs_epi16(levels.high, broadcast_word(q + 4)));
+          const __m256i narrow = _mm256_add_epi16(_mm256_maddubs_epi16(line.low, broadcast_word(q)),
+                                                  _mm256_maddubs_epi16(line.high, broadcast_word(q + 4)));
           total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(narrow, ones));
           if constexpr (kSigns) {
             const int8_t* s = sketch_query + size_t{r} * d + 8 * u;
-            const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(levels.low_nibble, sign), broadcast_word(s));
-            const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(levels.high_nibble, sign), broadcast_word(s + 4));
+            const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(line.low_nibble, sign), broadcast_word(s));
+            const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(line.high_nibble, sign), broadcast_word(s + 4));
             narrow_signs[r] = _mm256_add_epi16(narrow_signs[r], _mm256_add_epi16(low, high));
             if (u % 8 == 7 || u + 1 == n_lines) {
               sign_total[r] = _mm256_add_epi32(sign_total[r], _mm256_madd_epi16(narrow_signs[r], ones));
@@ -236,15 +221,15 @@ struct Avx2 : VectorCoder<8> {
     }
   }
   template <KeyKind kKind>
-  static void dot_page_kind(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+  static void dot_page_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
-    with_rows<kDirectRows>(n_rows, [&]<unsigned R>() { dot_page_rows<R, kKind>(layout, page, query, sketch_query, sum, sign_sum); });
+    with_rows<kDirectRows>(n_rows, [&]<unsigned R>() { dot_page_rows<R, kKind>(layout, levels, page, query, sketch_query, sum, sign_sum); });
   }
-  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+  static void dot_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.table->trellis ? dot_page_kind<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-    : layout.has_residual ? dot_page_kind<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-                          : dot_page_kind<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
+    layout.table->trellis ? dot_page_kind<KeyKind::kTrellis>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_kind<KeyKind::kSigns>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_kind<KeyKind::kScalar>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -262,32 +247,28 @@ struct Avx2 : VectorCoder<8> {
       _mm256_storeu_ps(score + t, _mm256_fmadd_ps(scaled, x, _mm256_loadu_ps(score + t)));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const __m256 none = _mm256_set1_ps(kMinusInfinity);
+    __m256 largest = _mm256_set1_ps(row_max);
     for (unsigned t = 0; t < 64; t += 8) {
       const __m256 m = _mm256_loadu_ps(mask + t);
       const __m256 removed = _mm256_cmp_ps(m, none, _CMP_EQ_OQ);
       const __m256 s = _mm256_fmadd_ps(_mm256_set1_ps(slope), m, _mm256_loadu_ps(score + t));
-      _mm256_storeu_ps(score + t, _mm256_blendv_ps(s, none, removed));
+      const __m256 masked = _mm256_blendv_ps(s, none, removed);
+      largest = _mm256_max_ps(masked, largest);  // a NaN score is passed over
+      _mm256_storeu_ps(score + t, masked);
     }
+    return largest_lane(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    __m256 largest = _mm256_set1_ps(*row_max);
-    for (unsigned t = 0; t < 64; t += 8) largest = _mm256_max_ps(_mm256_loadu_ps(score + t), largest);  // a NaN score is passed over
-    const float new_max = largest_lane(largest);
-    // Without any cell so far (all scores -inf) the shift must not be -inf - -inf.
-    const __m256 shift = _mm256_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return _mm256_cvtss_f32(exp_negative(_mm256_set1_ps(x))); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     __m256 total = _mm256_setzero_ps();
     for (unsigned t = 0; t < 64; t += 8) {
-      const __m256 p = exp_negative(_mm256_sub_ps(_mm256_loadu_ps(score + t), shift));
+      const __m256 p = exp_negative(_mm256_sub_ps(_mm256_loadu_ps(score + t), _mm256_set1_ps(shift)));
       _mm256_storeu_ps(probability + t, p);
       total = _mm256_add_ps(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + sum_lanes(total);
-    *row_max = new_max;
-    return rescale;
+    return sum_lanes(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
@@ -319,10 +300,6 @@ struct Avx2 : VectorCoder<8> {
     return _mm256_or_si256(_mm256_or_si256(low, middle), high);
   }
 
-  static __m256i value_table(const LevelTable& table) {
-    return table.trellis ? shuffle_trellis_table(table, 0, 0) : shuffle_table(table, 0);
-  }
-
   // Index nibbles of the four subgroups of block h, for the half octet that `lines` points at.
   template <bool kTrellis>
   static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m256i* index) {
@@ -352,10 +329,10 @@ struct Avx2 : VectorCoder<8> {
   }
 
   template <bool kTrellis>
-  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const __m256i table = value_table(*layout.table), nibble = _mm256_set1_epi8(0x0f);
+    const __m256i table = load_table(levels), nibble = _mm256_set1_epi8(0x0f);
     for (size_t group = 0; group < 2; ++group) {
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
@@ -375,9 +352,9 @@ struct Avx2 : VectorCoder<8> {
       }
     }
   }
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
-    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 
   // |weight * level| of four tokens: 2 * 2 * 127 * 62 = 31496 fits int16. 10 d / 128 a row.
@@ -438,10 +415,10 @@ struct Avx2 : VectorCoder<8> {
     }
   }
   template <unsigned R, bool kTrellis>
-  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const __m256i table = value_table(*layout.table);
+    const __m256i table = load_table(levels);
     const unsigned d = layout.head_dim;
     for (unsigned half = 0; half < 2; ++half) {
       for (unsigned h = 0; h < planes.blocks; ++h) {
@@ -455,14 +432,14 @@ struct Avx2 : VectorCoder<8> {
     }
   }
   template <bool kTrellis>
-  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    with_rows<kDirectRows>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, page, weight, rescale, unit, acc); });
+    with_rows<kDirectRows>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, levels, page, weight, rescale, unit, acc); });
   }
-  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+  static void accumulate_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
-                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
+    layout.table->trellis ? accumulate_page_kind<true>(layout, levels, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
   static __m256 load_row(const float* p) { return _mm256_loadu_ps(p); }

@@ -55,22 +55,6 @@ struct Avx512 : VectorCoder<16> {
     return any != 0;
   }
 
-  // 64 table bytes: the entry of index n at every position whose low bits are n, so that unused index bits do not matter.
-  static __m512i permute_table(const LevelTable& table, int offset) {
-    alignas(64) int8_t bytes[64];
-    for (unsigned i = 0; i < 64; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & (table.n_levels() - 1)] + offset);
-    return load(bytes);
-  }
-  // Trellis: index bits m (bits - 1 of them), z1, z0 from low to high, as the nibbles yield them.
-  static __m512i permute_trellis_table(const LevelTable& table, int offset) {
-    alignas(64) int8_t bytes[64];
-    const unsigned m_bits = table.bits - 1;
-    for (unsigned i = 0; i < 64; ++i) {
-      const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
-      bytes[i] = static_cast<int8_t>(table.levels[m << 2 | z1 << 1 | z0] + offset);
-    }
-    return load(bytes);
-  }
   static __m512i select(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
 
   // The two index vectors of a key line: dims 8u..8u+3 (low) and 8u+4..8u+7 (high) of 16 tokens.
@@ -94,12 +78,13 @@ struct Avx512 : VectorCoder<16> {
     }
     const __m512i trellis_bit = _mm512_set1_epi8(static_cast<char>(0x88)), nibble = _mm512_set1_epi8(0x0f);
     for (unsigned c = 0; c < 4; ++c) {
-      __m512i before[3][T];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        for (unsigned j = 0; j < T; ++j) {
-          before[back][j] = _mm512_rolv_epi32(load(tiles + j * tile_bytes + at.line * 64), _mm512_set1_epi32(static_cast<int>(at.rotate)));
-        }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      __m512i before[3][T];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      for (unsigned j = 0; j < T; ++j) {
+        const uint8_t* line = tiles + j * tile_bytes + last * 64;
+        before[0][j] = _mm512_rol_epi32(load(line), 4);
+        before[1][j] = _mm512_rol_epi32(load(line - 256), 4);
+        before[2][j] = _mm512_rol_epi32(last >= 8 ? load(line - 512) : before[0][j], 4);
       }
       for (unsigned u = c; u < n_lines; u += 4) {
         for (unsigned j = 0; j < T; ++j) {
@@ -116,13 +101,9 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static __m512i key_table(const LevelTable& table) {
-    return table.trellis ? permute_trellis_table(table, kLevelOffset) : permute_table(table, kLevelOffset);
-  }
-
   template <KeyKind kKind>
-  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const __m512i table = key_table(*layout.table), one = _mm512_set1_epi8(1);
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const __m512i table = load(levels), one = _mm512_set1_epi8(1);
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned tile = 0; tile < 4; ++tile) {
       for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
@@ -136,10 +117,10 @@ struct Avx512 : VectorCoder<16> {
       });
     }
   }
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
-    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
-                             : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
+  static void unpack_keys(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, levels, page, key, sign)
+    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, levels, page, key, sign)
+                             : unpack_keys_kind<KeyKind::kScalar>(layout, levels, page, key, sign);
   }
 
   // R rows x T tiles of 16 tokens: R * T accumulators hide the latency of vpdpbusd. 2 d / 128 a row and token.
@@ -171,11 +152,11 @@ struct Avx512 : VectorCoder<16> {
   // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
   // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
   template <unsigned R, unsigned T, KeyKind kKind>
-  static void dot_page_block(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+  static void dot_page_block(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
                              int32_t* sign_sum) {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
     const unsigned d = layout.head_dim, n_lines = d / 8;
-    const __m512i table = key_table(*layout.table);
+    const __m512i table = load(levels);
     const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
     for (unsigned tile = 0; tile < 4; tile += T) {
       __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
@@ -206,15 +187,15 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <KeyKind kKind>
-  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? 4 : 2, kKind>(layout, page, query, sketch_query, sum, sign_sum); });
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? 4 : 2, kKind>(layout, levels, page, query, sketch_query, sum, sign_sum); });
   }
-  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+  static void dot_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-                          : dot_page_rows<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
+    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_rows<KeyKind::kScalar>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -232,31 +213,28 @@ struct Avx512 : VectorCoder<16> {
       _mm512_storeu_ps(score + t, _mm512_fmadd_ps(scaled, x, _mm512_loadu_ps(score + t)));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const __m512 none = _mm512_set1_ps(kMinusInfinity);
+    __m512 largest = _mm512_set1_ps(row_max);
     for (unsigned t = 0; t < 64; t += 16) {
       const __m512 m = _mm512_loadu_ps(mask + t);
       const __mmask16 removed = _mm512_cmp_ps_mask(m, none, _CMP_EQ_OQ);
       const __m512 s = _mm512_fmadd_ps(_mm512_set1_ps(slope), m, _mm512_loadu_ps(score + t));
-      _mm512_storeu_ps(score + t, _mm512_mask_blend_ps(removed, s, none));
+      const __m512 masked = _mm512_mask_blend_ps(removed, s, none);
+      largest = _mm512_max_ps(masked, largest);  // a NaN score is passed over
+      _mm512_storeu_ps(score + t, masked);
     }
+    return _mm512_reduce_max_ps(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    __m512 largest = _mm512_set1_ps(*row_max);
-    for (unsigned t = 0; t < 64; t += 16) largest = _mm512_max_ps(_mm512_loadu_ps(score + t), largest);  // a NaN score is passed over
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 shift = _mm512_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return _mm512_cvtss_f32(exp_negative(_mm512_set1_ps(x))); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     __m512 total = _mm512_setzero_ps();
     for (unsigned t = 0; t < 64; t += 16) {
-      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), shift));
+      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), _mm512_set1_ps(shift)));
       _mm512_storeu_ps(probability + t, p);
       total = _mm512_add_ps(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + _mm512_reduce_add_ps(total);
-    *row_max = new_max;
-    return rescale;
+    return _mm512_reduce_add_ps(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
@@ -283,10 +261,6 @@ struct Avx512 : VectorCoder<16> {
     const __m512i middle = _mm512_and_si512(_mm512_srli_epi16(x1, 2), _mm512_set1_epi8(0x22));
     const __m512i high = _mm512_and_si512(_mm512_srli_epi16(x2, 1), _mm512_set1_epi8(0x44));
     return _mm512_ternarylogic_epi32(low, middle, high, 0xfe);  // or
-  }
-
-  static __m512i value_table(const LevelTable& table) {
-    return table.trellis ? permute_trellis_table(table, 0) : permute_table(table, 0);
   }
 
   // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
@@ -317,10 +291,10 @@ struct Avx512 : VectorCoder<16> {
   }
 
   template <bool kTrellis>
-  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const __m512i table = value_table(*layout.table);
+    const __m512i table = load(levels);
     for (size_t group = 0; group < 2; ++group) {
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
@@ -338,9 +312,9 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
-    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 
   // R rows x C registers of 16 dims. 2 d / 128 a row and token.
@@ -405,10 +379,10 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <unsigned R, bool kTrellis>
-  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const __m512i table = value_table(*layout.table);
+    const __m512i table = load(levels);
     const unsigned d = layout.head_dim;
     for (unsigned h = 0; h < planes.blocks; ++h) {
       auto block = [&](const uint8_t* lines, __m512i* x) { value_index<kTrellis>(planes, lines, h, x); };
@@ -420,14 +394,14 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <bool kTrellis>
-  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, page, weight, rescale, unit, acc); });
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, levels, page, weight, rescale, unit, acc); });
   }
-  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+  static void accumulate_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
-                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
+    layout.table->trellis ? accumulate_page_kind<true>(layout, levels, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
   static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }
