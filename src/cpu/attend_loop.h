@@ -109,6 +109,13 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
   }
 }
 
+template <class Isa>
+void prepare_codes(const AttendBlock& b, const CodeScratch& s) {
+  fill_levels(*b.key->table, kLevelOffset, s.key_levels);
+  fill_levels(*b.value->table, 0, s.value_levels);
+  prepare_code_queries<Isa>(b, s);
+}
+
 // Weights of one page for all rows, waiting for its values.
 struct PageWeights {
   const uint8_t* v_page;  // nullptr: nothing waits
@@ -138,9 +145,6 @@ void attend_codes(const AttendBlock& b) {
   const SoftmaxScratch soft(arena);
   const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
   const unsigned rows = row_count(b), d_k = b.key->head_dim;
-  fill_levels(*b.key->table, kLevelOffset, code.key_levels);
-  fill_levels(*b.value->table, 0, code.value_levels);
-  prepare_code_queries<Isa>(b, code);
   clear_state(b);
   const ExactCells exact(b, arena);
   if (b.takes_exact) attend_exact<Isa>(b, exact, soft, HalfScratch(arena, d_k, b.value->head_dim));
@@ -148,10 +152,13 @@ void attend_codes(const AttendBlock& b) {
   // shadow.
   PageWeights waiting{};
   unsigned slot = 0;
+  bool is_prepared = false;  // at short depth all cells may be exact
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     if (exact.touches_page(first) && !exact.leave_out(first, soft.mask)) continue;
+    if (!is_prepared) prepare_codes<Isa>(b, code);
+    is_prepared = true;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
     float *rescale = soft.rescale + slot * kMaxRows, *weight_unit = soft.weight_unit + slot * kMaxRows;
