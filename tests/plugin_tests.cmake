@@ -16,7 +16,7 @@ target_link_libraries(recent_rows_test PRIVATE kvturbo_warnings GTest::gtest_mai
 add_test(NAME plugin.recent_rows COMMAND recent_rows_test)
 
 # In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
-foreach(codec f16 hybrid scalar43 k4v3)
+foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
   foreach(api 3 2)
     if(api EQUAL 3)
       set(folder "${KVTURBO_HOST_BIN}")

@@ -16,6 +16,7 @@
 #include "cpu/attend_exact.h"
 #include "cpu/attend_rows.h"
 #include "cpu/attend_scratch.h"
+#include "cpu/expand_codes.h"
 #include "format/rotation_tables.h"
 
 namespace kvt::cpu {
@@ -36,12 +37,11 @@ inline void with_rows(unsigned n, Work work) {
   work.template operator()<kMax>();
 }
 
-// The level at each index that nibbles yield: the code's bits m, then for a trellis z1 and z0 (format.md 4.4), from low to high.
-// Entries repeat past n_levels, so that sign bits and other leftovers above an index do not matter.
-inline void fill_levels(const LevelTable& table, int offset, uint8_t* levels) {
-  const unsigned m_bits = table.bits - 1;
+// The level at each index that nibbles yield: m_bits bits of which the code's bits m are the lowest, then for a trellis z1 and z0
+// (format.md 4.4). Entries repeat past n_levels, so that sign bits and other leftovers above an index do not matter.
+inline void fill_levels(const LevelTable& table, unsigned m_bits, int offset, uint8_t* levels) {
   for (unsigned i = 0; i < 64; ++i) {
-    const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
+    const unsigned m = i & ((1u << (table.bits - 1)) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
     const unsigned index = table.trellis ? m << 2 | z1 << 1 | z0 : i & (table.n_levels() - 1);
     levels[i] = static_cast<uint8_t>(table.levels[index] + offset);
   }
@@ -111,9 +111,31 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
 
 template <class Isa>
 void prepare_codes(const AttendBlock& b, const CodeScratch& s) {
-  fill_levels(*b.key->table, kLevelOffset, s.key_levels);
-  fill_levels(*b.value->table, 0, s.value_levels);
+  fill_levels(*b.key->table, 3, kLevelOffset, s.key_levels);
+  fill_levels(*b.value->table, b.value->code_bits == 4 ? 3 : 2, 0, s.value_levels);
   prepare_code_queries<Isa>(b, s);
+}
+
+// The codes of a page in a packing that the kernels read: the page itself, or what it expands to in scratch.
+template <class Isa>
+const uint8_t* readable_keys(const SideLayout& key, const uint8_t* page, uint8_t* scratch) {
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (key.code_bits < 4) {
+      expand_keys<Isa::kRegisterBytes>(key, page, scratch);
+      return scratch;
+    }
+  }
+  return page;
+}
+template <class Isa>
+const uint8_t* readable_values(const SideLayout& value, const uint8_t* page, uint8_t* scratch) {
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (value.code_bits == 2 && has_value_blocks_only(value)) {
+      expand_two_bit_values<Isa::kRegisterBytes>(value.head_dim, page, scratch);
+      return scratch;
+    }
+  }
+  return page;
 }
 
 // Weights of one page for all rows, waiting for its values.
@@ -127,14 +149,15 @@ struct PageWeights {
 template <class Isa>
 void add_values(const AttendBlock& b, const CodeScratch& code, const PageWeights& page) {
   const unsigned rows = row_count(b), d = b.value->head_dim;
-  const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value);
-  if (!direct) Isa::unpack_values(*b.value, code.value_levels, page.v_page, code.value);
+  const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value) && b.value->code_bits != 4;
+  const uint8_t* planes = readable_values<Isa>(*b.value, page.v_page, code.value_planes);
+  if (!direct) Isa::unpack_values(*b.value, code.value_levels, planes, code.value);
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
     const uint8_t* weight = page.weight + size_t{row} * 64;
     float* acc = b.acc + size_t{row} * d;
     const float *rescale = page.rescale + row, *unit = page.unit + row;
-    direct ? Isa::accumulate_page(*b.value, code.value_levels, page.v_page, weight, block, rescale, unit, acc)
+    direct ? Isa::accumulate_page(*b.value, code.value_levels, planes, weight, block, rescale, unit, acc)
            : Isa::accumulate_values(code.value, weight, block, d, rescale, unit, acc);
   }
 }
@@ -168,15 +191,17 @@ void attend_codes(const AttendBlock& b) {
     if (b.key->has_residual) Isa::halves_to_floats(k_page + b.key->residual_offset, kPageTokens, soft.residual);
     Isa::halves_to_floats(v_page + b.value->norm_offset, kPageTokens, soft.value_norm);
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
-    const bool direct = rows <= Isa::kDirectRows;
-    if (!direct) Isa::unpack_keys(*b.key, code.key_levels, k_page, code.key, code.sign);
+    // Bytes are levels in the order of the scratch: nothing to unpack.
+    const bool bytes = b.key->code_bits == 8, direct = rows <= Isa::kDirectRows && !bytes;
+    const uint8_t *planes = readable_keys<Isa>(*b.key, k_page, code.key_planes), *key = bytes ? k_page : code.key;
+    if (!direct && !bytes) Isa::unpack_keys(*b.key, code.key_levels, planes, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const int8_t *query = code.query + size_t{row} * d_k, *sketch_query = code.sketch_query + size_t{row} * d_k;
       if (direct) {
-        Isa::dot_page(*b.key, code.key_levels, k_page, query, sketch_query, block, code.sum, code.sum + 4 * 64);
+        Isa::dot_page(*b.key, code.key_levels, planes, query, sketch_query, block, code.sum, code.sum + 4 * 64);
       } else {
-        Isa::dot_keys(code.key, query, block, d_k, code.sum);
+        Isa::dot_keys(key, query, block, d_k, code.sum);
         if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
       }
       float new_max[4];
