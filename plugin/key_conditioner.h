@@ -46,6 +46,8 @@ class KeyConditioner {
   void apply(int64_t head, const float* key, float* conditioned) const;  // both [head_dim], may be the same
   void undo(int64_t head, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
+  // Bytes of what was learnt, as it is kept while cells exist.
+  size_t learnt_bytes() const { return (mean_.size() + scale_.size() + inverse_scale_.size()) * sizeof(float); }
 
   // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
   static uint64_t generation();
