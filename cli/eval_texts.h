@@ -1,0 +1,18 @@
+// The texts of the evaluation: by name, as scripts/get_texts.sh puts them into the cache, or a file of the user.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace kvt::cli {
+
+struct EvalText {
+  std::string name;  // "english", "code", or the file's name without its folder
+  std::filesystem::path path;
+  std::string sha256;
+};
+
+// Throws CliError if there is no such text.
+EvalText find_text(const std::string& name_or_path);
+
+}  // namespace kvt::cli

@@ -1,0 +1,132 @@
+#include "svg_chart.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+namespace kvt::cli {
+
+namespace {
+
+constexpr double kWidth = 760, kHeight = 440;
+constexpr double kLeft = 70, kRight = 590, kTop = 40, kBottom = 390;  // of the plane; the legend is on its right
+
+// Eight colours that colour-blind people can tell apart (Okabe and Ito).
+constexpr std::array<const char*, 8> kColours = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                                 "#56b4e9", "#e69f00", "#000000", "#999999"};
+
+std::string escaped(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    if (c == '<') result += "&lt;";
+    else if (c == '&') result += "&amp;";
+    else result += c;
+  }
+  return result;
+}
+
+std::string text_at(double x, double y, const std::string& anchor, const std::string& text, const std::string& more = "") {
+  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y, anchor, more, escaped(text));
+}
+
+std::string line(double x1, double y1, double x2, double y2, const char* colour) {
+  return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"{}\"/>\n", x1, y1, x2, y2, colour);
+}
+
+// One axis: the range of the data and a position for each value.
+struct Axis {
+  bool is_log;
+  double low = std::numeric_limits<double>::infinity(), high = -low;
+  double from = 0, to = 0;  // positions of low and high
+
+  double scale(double value) const { return is_log ? std::log(value) : value; }
+  void include(double value) {
+    low = std::min(low, value);
+    high = std::max(high, value);
+  }
+  double at(double value) const { return from + (to - from) * (scale(value) - scale(low)) / (scale(high) - scale(low)); }
+};
+
+// From 1, 2, 5 times powers of ten, or powers of two.
+std::vector<double> log_ticks(const Axis& axis, bool binary) {
+  std::vector<double> ticks;
+  if (binary) {
+    for (double tick = std::exp2(std::ceil(std::log2(axis.low) - 1e-9)); tick <= axis.high * 1.001; tick *= 2) ticks.push_back(tick);
+    return ticks;
+  }
+  for (double power = std::pow(10, std::floor(std::log10(axis.low))); power <= axis.high; power *= 10) {
+    for (const double tick : {power, 2 * power, 5 * power}) {
+      if (tick >= axis.low * 0.999 && tick <= axis.high * 1.001) ticks.push_back(tick);
+    }
+  }
+  return ticks;
+}
+
+std::vector<double> linear_ticks(const Axis& axis) {
+  const double rough = (axis.high - axis.low) / 6;
+  const double power = std::pow(10, std::floor(std::log10(rough)));
+  const double step = rough <= power ? power : rough <= 2 * power ? 2 * power : rough <= 5 * power ? 5 * power : 10 * power;
+  std::vector<double> ticks;
+  for (double tick = std::ceil(axis.low / step) * step; tick <= axis.high + step / 1e6; tick += step) ticks.push_back(tick);
+  return ticks;
+}
+
+}  // namespace
+
+std::string chart_svg(const Chart& chart) {
+  Axis x{.is_log = chart.log_x}, y{.is_log = true};
+  for (const ChartSeries& series : chart.series) {
+    for (const ChartPoint& point : series.points) {
+      if (!(point.y > 0)) continue;
+      x.include(point.x);
+      y.include(point.y);
+    }
+  }
+  if (x.low > x.high) return "";
+  // Room around the points; also for a single one.
+  x.low = chart.log_x ? x.low / 1.2 : x.low - 0.5;
+  x.high = chart.log_x ? x.high * 1.2 : x.high + 1;
+  y.low /= 1.5;
+  y.high *= 1.5;
+  x.from = kLeft, x.to = kRight, y.from = kBottom, y.to = kTop;
+
+  std::string svg = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
+      "font-size=\"12\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
+      kWidth, kHeight);
+  svg += text_at((kLeft + kRight) / 2, 22, "middle", chart.title, " font-size=\"14\"");
+  for (const double tick : chart.log_x ? log_ticks(x, true) : linear_ticks(x)) {
+    svg += line(x.at(tick), kTop, x.at(tick), kBottom, "#e0e0e0") + text_at(x.at(tick), kBottom + 17, "middle", fmt::format("{:g}", tick));
+  }
+  for (const double tick : log_ticks(y, false)) {
+    svg += line(kLeft, y.at(tick), kRight, y.at(tick), "#e0e0e0") + text_at(kLeft - 6, y.at(tick) + 4, "end", fmt::format("{:g}", tick));
+  }
+  svg += line(kLeft, kBottom, kRight, kBottom, "black") + line(kLeft, kTop, kLeft, kBottom, "black");
+  svg += text_at((kLeft + kRight) / 2, kBottom + 37, "middle", chart.x_label);
+  const double middle = (kTop + kBottom) / 2;
+  svg += text_at(18, middle, "middle", chart.y_label, fmt::format(" transform=\"rotate(-90 18 {})\"", middle));
+
+  double legend_y = kTop + 8;
+  for (std::size_t i = 0; i < chart.series.size(); ++i) {
+    const ChartSeries& series = chart.series[i];
+    const char* const colour = kColours[i % kColours.size()];
+    std::string path;
+    for (const ChartPoint& point : series.points) {
+      if (!(point.y > 0)) continue;
+      path += fmt::format("{:.1f},{:.1f} ", x.at(point.x), y.at(point.y));
+      svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", x.at(point.x), y.at(point.y), colour);
+      if (!point.label.empty()) svg += text_at(x.at(point.x) + 7, y.at(point.y) - 5, "start", point.label);
+    }
+    if (path.empty()) continue;
+    if (series.has_line) svg += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path, colour);
+    svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", kRight + 16, legend_y - 4, colour);
+    svg += text_at(kRight + 26, legend_y, "start", series.name);
+    legend_y += 18;
+  }
+  return svg + "</svg>\n";
+}
+
+}  // namespace kvt::cli
