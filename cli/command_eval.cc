@@ -49,8 +49,8 @@ CLI::App* declare_eval(CLI::App& app, EvalOptions& options) {
       ->type_name("MODEL,...");
   command
       ->add_option("--kv", options.settings,
-                   "caches: stock types (q4_0, or q8_0/q4_0 for keys/values), codecs with options (k4v3:condition=off:sinks=0), ours:f16 "
-                   "(f16,q8_0,q5_0,q4_0,k4v3)")
+                   "caches: stock types (q4_0, or q8_0/q4_0 for keys/values), codecs with options (k4v3:condition=off:sinks=0), ours:f16, "
+                   "all (f16,q8_0,q5_0,q4_0,k4v3)")
       ->delimiter(',')
       ->type_name("NAME,...");
   command->add_option("--text", options.texts, "english, code (scripts/get_texts.sh), or files (english)")
@@ -70,6 +70,7 @@ CLI::App* declare_eval(CLI::App& app, EvalOptions& options) {
       ->delimiter(',')
       ->check(CLI::Range(0, 100))
       ->type_name("N,...");
+  command->add_option("-n", options.n_predict, "tokens of each greedy text (128)")->check(CLI::Range(1, 1 << 20))->type_name("N");
   command->add_flag("--decode", options.decode, "KLD token by token (-ub 1), the path of generation: slow");
   command->add_flag("--quick", options.quick, "SmolLM2 with f16, q4_0 and k4v3 on 2 x 1024 tokens: within 50 s on two cores")
       ->excludes("--model", "--kv", "--text", "-c", "--chunks", "--needle", "--greedy", "--decode");
@@ -104,8 +105,7 @@ int command_eval(EvalOptions options) {
   if (!options.needle && !options.greedy) options.divergence = true;
 
   // All that can be wrong is found before anything is measured.
-  std::vector<KvSetting> settings;
-  for (const std::string& name : options.settings) settings.push_back(parse_kv_setting(name));
+  std::vector<KvSetting> settings = parse_kv_settings(options.settings);
   for (const std::string& model : options.models) check_model(model);
   const bool has_ours = std::any_of(settings.begin(), settings.end(), [](const KvSetting& setting) { return setting.is_ours; });
   const EvalHost host(options, has_ours);

@@ -37,6 +37,7 @@ std::vector<json> run_measurements(EvalStore& store, const std::vector<Measureme
   std::vector<json> results;
   for (std::size_t i = 0; i < measurements.size(); ++i) {
     const Measurement& measurement = measurements[i];
+    if (!known[i]) known[i] = store.find(measurement.name, measurement.key);  // the same one may come twice
     if (!known[i]) {
       progress.begin_step(measurement.name, measurement.work);
       known[i] = measurement.measure(progress);

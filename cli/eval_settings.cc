@@ -70,6 +70,21 @@ KvSetting parse_kv_setting(const std::string& name) {
   return setting;
 }
 
+std::vector<KvSetting> parse_kv_settings(const std::vector<std::string>& names) {
+  std::vector<KvSetting> settings;
+  for (const std::string& name : names) {
+    if (name != "all") {
+      settings.push_back(parse_kv_setting(name));
+      continue;
+    }
+    for (const char* type : {"f16", "q8_0", "q5_0", "q4_0"}) settings.push_back(parse_kv_setting(type));
+    for (int id = KVT_CODEC_F16 + 1; const char* codec = kvt_codec_name(static_cast<kvt_codec_id>(id)); ++id) {
+      settings.push_back(parse_kv_setting(codec));
+    }
+  }
+  return settings;
+}
+
 double stock_bits(const KvSetting& setting) {
   return (stock_types().at(setting.key_type) + stock_types().at(setting.value_type)) / 2;
 }

@@ -24,6 +24,9 @@ struct KvSetting {
 // Throws CliError (usage) for a name that is neither a stock type nor a codec of this build.
 KvSetting parse_kv_setting(const std::string& name);
 
+// The settings of a list of names. "all" stands for f16, q8_0, q5_0, q4_0 and every codec of this build but f16.
+std::vector<KvSetting> parse_kv_settings(const std::vector<std::string>& names);
+
 // Bits per element of a stock cache, keys and values together.
 double stock_bits(const KvSetting& setting);
 
@@ -44,6 +47,7 @@ struct EvalOptions {
   bool decode = false;     // token by token instead of in batches
   bool divergence = false, needle = false, greedy = false;  // what to measure; none: divergence
   std::vector<unsigned> depths = {0, 25, 50, 75, 100};      // of the needle, in percent of the context
+  unsigned n_predict = 128;                                 // tokens of each greedy text
   bool quick = false;
   bool fresh = false;  // measures again what is in the cache
   bool clean = false;  // removes base logits

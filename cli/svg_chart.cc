@@ -21,9 +21,7 @@ constexpr std::array<const char*, 8> kColours = {"#0072b2", "#d55e00", "#009e73"
 std::string escaped(const std::string& text) {
   std::string result;
   for (const char c : text) {
-    if (c == '<') result += "&lt;";
-    else if (c == '&') result += "&amp;";
-    else result += c;
+    result += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
   }
   return result;
 }
@@ -49,6 +47,12 @@ struct Axis {
   }
   double at(double value) const { return from + (to - from) * (scale(value) - scale(low)) / (scale(high) - scale(low)); }
 };
+
+// The largest of 1, 2, 5 times a power of ten that is not above the value.
+double tick_below(double value) {
+  const double power = std::pow(10, std::floor(std::log10(value)));
+  return power * (value >= 5 * power ? 5 : value >= 2 * power ? 2 : 1);
+}
 
 // From 1, 2, 5 times powers of ten, or powers of two.
 std::vector<double> log_ticks(const Axis& axis, bool binary) {
@@ -89,8 +93,8 @@ std::string chart_svg(const Chart& chart) {
   // Room around the points; also for a single one.
   x.low = chart.log_x ? x.low / 1.2 : x.low - 0.5;
   x.high = chart.log_x ? x.high * 1.2 : x.high + 1;
-  y.low /= 1.5;
-  y.high *= 1.5;
+  y.low = tick_below(y.low / 1.1);
+  y.high = 1 / tick_below(1 / (y.high * 1.1));
   x.from = kLeft, x.to = kRight, y.from = kBottom, y.to = kTop;
 
   std::string svg = fmt::format(
