@@ -36,26 +36,27 @@ void check_contexts(const EvalOptions& options, const std::vector<EvalModel>& mo
 }
 
 void print_header(const EvalHost& host) {
-  fmt::print("kvturbo {} eval; llama.cpp {}; {}, {} threads\n\n", kvt_version(), host.version(), cpu_model_name(), host.n_threads());
+  fmt::print("kvturbo {} eval; llama.cpp {}; {}, {} threads\n\n", kvt_version(), host.version(), cpu_model_name(),
+             host.n_threads());
 }
 
 }  // namespace
 
 CLI::App* declare_eval(CLI::App& app, EvalOptions& options) {
-  CLI::App* command = app.add_subcommand("eval", "measure what a cache does to a model's answers, with the host's own programs");
+  CLI::App* command =
+      app.add_subcommand("eval", "measure what a cache does to a model's answers, with the host's own programs");
   command->add_option("-m,--model", options.models, "names of `kvturbo models`, or GGUF files")
       ->envname("KVTURBO_MODEL")
       ->delimiter(',')
       ->type_name("MODEL,...");
   command
       ->add_option("--kv", options.settings,
-                   "caches: stock types (q4_0, or q8_0/q4_0 for keys/values), codecs with options (k4v3:condition=off:sinks=0), ours:f16, "
+                   "caches: stock types (q4_0, or q8_0/q4_0 for keys/values), codecs with options "
+                   "(k4v3:condition=off:sinks=0), ours:f16, "
                    "all (f16,q8_0,q5_0,q4_0,k4v3)")
       ->delimiter(',')
       ->type_name("NAME,...");
-  command->add_option("--text", options.texts, "english, code (scripts/get_texts.sh), or files (english)")
-      ->delimiter(',')
-      ->type_name("TEXT,...");
+  command->add_option("--text", options.texts, "english, code, or files (english)")->delimiter(',')->type_name("TEXT,...");
   command->add_option("-c", options.contexts, "contexts in tokens (1024)")
       ->delimiter(',')
       ->check(CLI::Range(128, 1 << 20))
@@ -70,12 +71,16 @@ CLI::App* declare_eval(CLI::App& app, EvalOptions& options) {
       ->delimiter(',')
       ->check(CLI::Range(0, 100))
       ->type_name("N,...");
-  command->add_option("-n", options.n_predict, "tokens of each greedy text (128)")->check(CLI::Range(1, 1 << 20))->type_name("N");
+  command->add_option("-n", options.n_predict, "tokens of each greedy text (128)")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
   command->add_flag("--decode", options.decode, "KLD token by token (-ub 1), the path of generation: slow");
   command->add_flag("--quick", options.quick, "SmolLM2 with f16, q4_0 and k4v3 on 2 x 1024 tokens: within 50 s on two cores")
       ->excludes("--model", "--kv", "--text", "-c", "--chunks", "--needle", "--greedy", "--decode");
   command->add_option("-t,--threads", options.n_threads, "threads (all)")->check(CLI::Range(1, 4096))->type_name("N");
-  command->add_option("--isa", options.common.isa, "kernel table of ours (the best)")->envname("KVTURBO_ISA")->type_name("NAME");
+  command->add_option("--isa", options.common.isa, "kernel table of ours (the best)")
+      ->envname("KVTURBO_ISA")
+      ->type_name("NAME");
   command->add_option("--host", options.common.host_folder, "folder with llama.cpp's programs, instead of searching")
       ->envname("KVTURBO_HOST")
       ->type_name("DIR");
@@ -89,8 +94,10 @@ CLI::App* declare_eval(CLI::App& app, EvalOptions& options) {
   command->add_flag("--clean", options.clean, "remove the base logits from the cache, at the end or, without -m, at once");
   command->add_option("--log", options.log_path, "append what the host prints to this file")->type_name("FILE");
   command->footer(
-      "Finished measurements are kept in the cache: an interrupted run goes on where it stopped. So are the logits of stock f16, 50 "
-      "to 270 MB for 1024 tokens of a small model.\nExample: kvturbo eval -m smollm2-135m --kv f16,q4_0,k4v3,hybrid:condition=off "
+      "Finished measurements are kept in the cache: an interrupted run goes on where it stopped. So are the logits of stock "
+      "f16, 50 "
+      "to 270 MB for 1024 tokens of a small model.\nExample: kvturbo eval -m smollm2-135m --kv "
+      "f16,q4_0,k4v3,hybrid:condition=off "
       "--text english,code -c 1024,4096");
   return command;
 }
@@ -129,7 +136,8 @@ int command_eval(EvalOptions options) {
   std::fflush(stdout);
   for (const std::string& warning : eval_warnings(results)) fmt::print(stderr, "kvturbo: {}\n", warning);
   if (!options.plot_folder.empty()) {
-    for (const auto& path : write_eval_plots(options.plot_folder, results.divergence)) fmt::print(stderr, "kvturbo: {}\n", path.string());
+    for (const auto& path : write_eval_plots(options.plot_folder, results.divergence))
+      fmt::print(stderr, "kvturbo: {}\n", path.string());
   }
   if (options.clean) remove_logits();
   if (const std::uint64_t bytes = logits_bytes(); bytes > 0) {

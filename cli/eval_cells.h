@@ -1,4 +1,5 @@
-// What the three measurements have in common: the cells of model x text x context x setting, and running those that the store lacks.
+// What the three measurements have in common: the cells of model x text x context x setting, and running those that the store
+// lacks.
 #pragma once
 
 #include "eval_host.h"
@@ -39,8 +40,8 @@ std::vector<EvalCell> eval_cells(const EvalInputs& inputs);
 struct Measurement {
   std::string name;
   nlohmann::json key;
-  double work;                                          // relative to the others: for the progress bar
-  std::function<nlohmann::json(EvalProgress&)> measure; // may report its progress from 0 to 1
+  double work;                                           // relative to the others: for the progress bar
+  std::function<nlohmann::json(EvalProgress&)> measure;  // may report its progress from 0 to 1
 };
 
 // The results, in order: from the store, or measured now and kept.

@@ -51,8 +51,8 @@ DivergenceStatistics statistics_from_json(const json& result) {
   return s;
 }
 
-// A file of base logits: "_logits_", context, vocabulary, chunks; the tokens; for each token of the second halves two floats and the
-// vocabulary in 16 bits. A full disk leaves a shorter one, without an error.
+// A file of base logits: "_logits_", context, vocabulary, chunks; the tokens; for each token of the second halves two floats
+// and the vocabulary in 16 bits. A full disk leaves a shorter one, without an error.
 bool is_complete(const fs::path& logits) {
   std::ifstream file(logits, std::ios::binary);
   char magic[8];
@@ -74,7 +74,8 @@ class DivergenceEval {
   std::vector<DivergenceRow> run() {
     std::vector<Measurement> measurements;
     for (const EvalCell& cell : cells_) {
-      measurements.push_back({name(cell), key(cell), work(cell), [&](EvalProgress& progress) { return measure(cell, progress); }});
+      measurements.push_back(
+          {name(cell), key(cell), work(cell), [&](EvalProgress& progress) { return measure(cell, progress); }});
     }
     const std::vector<json> results = run_measurements(inputs_.store, measurements);
     std::vector<DivergenceRow> rows;
@@ -112,7 +113,8 @@ class DivergenceEval {
     return inputs_.store.logits_path(group_name(cell), key);
   }
 
-  HostRun run_host(const EvalCell& cell, const KvSetting& setting, const std::vector<std::string>& more, EvalProgress& progress) const {
+  HostRun run_host(const EvalCell& cell, const KvSetting& setting, const std::vector<std::string>& more,
+                   EvalProgress& progress) const {
     const std::string n_ctx = std::to_string(cell.n_ctx);
     std::vector<std::string> arguments = {"-c", n_ctx, "-b", n_ctx};
     arguments.insert(arguments.end(), more.begin(), more.end());

@@ -68,8 +68,13 @@ std::vector<GreedyRow> measure_greedy(const EvalInputs& inputs) {
       stock = i;
       continue;
     }
-    GreedyRow row{cells[i].model.name, cells[i].text.name,         cells[i].setting.name, cells[i].n_ctx,
-                  n_predict,           cost_from_json(results[i]), {}};
+    GreedyRow row{cells[i].model.name,
+                  cells[i].text.name,
+                  cells[i].setting.name,
+                  cells[i].n_ctx,
+                  n_predict,
+                  cost_from_json(results[i]),
+                  {}};
     for (unsigned prompt = 0; prompt < kPrompts; ++prompt) {
       row.n_same.push_back(count_same(results[i].at("tokens").at(prompt), results[stock].at("tokens").at(prompt)));
     }

@@ -34,18 +34,18 @@ CacheCost stock_cost(const EvalModel& model, const KvSetting& setting);
 CacheCost our_cost(const CacheReport& report);
 
 struct HostRun {
-  std::string output;                  // stdout and stderr
-  std::optional<CacheReport> report;   // of ours
+  std::string output;                 // stdout and stderr
+  std::optional<CacheReport> report;  // of ours
 };
 
 class EvalHost {
  public:
   EvalHost(const EvalOptions& options, bool needs_plugin);
 
-  // Runs program NAME of the host to its end; on_output gets all that it has printed so far, some times a second. Throws CliError if
-  // it fails, or if it was to use our cache and did not.
-  HostRun run(const std::string& name, const std::vector<std::string>& arguments, const KvSetting& setting, const EvalModel& model,
-              const std::function<void(const std::string&)>& on_output) const;
+  // Runs program NAME of the host to its end; on_output gets all that it has printed so far, some times a second. Throws
+  // CliError if it fails, or if it was to use our cache and did not.
+  HostRun run(const std::string& name, const std::vector<std::string>& arguments, const KvSetting& setting,
+              const EvalModel& model, const std::function<void(const std::string&)>& on_output) const;
 
   // Throws CliError if the host lacks that program.
   std::filesystem::path program(const std::string& name) const;

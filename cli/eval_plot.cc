@@ -32,7 +32,8 @@ Chart bits_chart(const std::vector<DivergenceRow>& rows) {
     // Stock f16 is the yardstick: its own KLD, zero but for rounding, would only stretch the axis.
     if (row.kv == "f16" || row.cost.bits <= 0) continue;
     if (chart.series.empty() || chart.series.back().name != name) chart.series.push_back({name, {}, false});
-    chart.series.back().points.push_back({row.cost.bits, row.statistics.kld_mean.value, chart.series.size() == 1 ? row.kv : ""});
+    chart.series.back().points.push_back(
+        {row.cost.bits, row.statistics.kld_mean.value, chart.series.size() == 1 ? row.kv : ""});
   }
   return chart;
 }
@@ -46,7 +47,8 @@ Chart depth_chart(const std::vector<DivergenceRow>& rows) {
               .series = {}};
   for (const DivergenceRow& row : rows) {
     if (row.kv == "f16") continue;
-    auto series = std::find_if(chart.series.begin(), chart.series.end(), [&](const ChartSeries& s) { return s.name == row.kv; });
+    auto series =
+        std::find_if(chart.series.begin(), chart.series.end(), [&](const ChartSeries& s) { return s.name == row.kv; });
     if (series == chart.series.end()) series = chart.series.insert(series, {row.kv, {}, true});
     series->points.push_back({static_cast<double>(row.n_ctx), row.statistics.kld_mean.value, ""});
   }
@@ -55,7 +57,8 @@ Chart depth_chart(const std::vector<DivergenceRow>& rows) {
 
 }  // namespace
 
-std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path& folder, const std::vector<DivergenceRow>& rows) {
+std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path& folder,
+                                                    const std::vector<DivergenceRow>& rows) {
   std::error_code ignored;  // writing will tell
   std::filesystem::create_directories(folder, ignored);
   std::vector<std::filesystem::path> paths;
@@ -73,7 +76,8 @@ std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path&
       paths.push_back(folder / file_name(prefix, row));
       std::ofstream file(paths.back());
       file << svg;
-      if (!file.flush()) throw CliError(kExitFailure, paths.back().string(), "cannot be written", "give another folder with --plot");
+      if (!file.flush())
+        throw CliError(kExitFailure, paths.back().string(), "cannot be written", "give another folder with --plot");
     }
     group.clear();
   }

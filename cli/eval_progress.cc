@@ -30,8 +30,8 @@ void EvalProgress::update(double done) {
   const int filled = static_cast<int>(share * kBarWidth);
   // Before one percent is done an estimate would be a guess.
   const std::string left = share < 0.01 ? "" : ", " + time_text(seconds * (1 - share) / share) + " left";
-  status_.show(fmt::format("[{:<{}}] {:3.0f} %{}  {}", std::string(static_cast<std::size_t>(filled), '='), kBarWidth, 100 * share, left,
-                           label_));
+  status_.show(fmt::format("[{:<{}}] {:3.0f} %{}  {}", std::string(static_cast<std::size_t>(filled), '='), kBarWidth,
+                           100 * share, left, label_));
 }
 
 void EvalProgress::end_step() {

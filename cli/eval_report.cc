@@ -30,8 +30,8 @@ bool is_same_group(const DivergenceRow& a, const DivergenceRow& b) {
 }
 
 const DivergenceRow* find_q4_0(const std::vector<DivergenceRow>& rows, const DivergenceRow& of) {
-  const auto found =
-      std::find_if(rows.begin(), rows.end(), [&](const DivergenceRow& row) { return row.kv == "q4_0" && is_same_group(row, of); });
+  const auto found = std::find_if(rows.begin(), rows.end(),
+                                  [&](const DivergenceRow& row) { return row.kv == "q4_0" && is_same_group(row, of); });
   return found == rows.end() ? nullptr : &*found;
 }
 
@@ -40,17 +40,18 @@ std::string divergence_tables(const std::vector<DivergenceRow>& rows) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const DivergenceRow& row = rows[i];
     if (i == 0 || !is_same_group(row, rows[i - 1])) {
-      text += fmt::format("{}### {}, {}, {} x {} tokens{}\n\n", i == 0 ? "" : "\n", row.model, row.text, row.n_chunks, row.n_ctx,
-                          row.is_decode ? ", token by token" : "");
-      text += "| cache | bits | bytes per token | mean KLD | over q4_0's | 99 % KLD | 99.9 % KLD | same top, % | PPL ratio |\n"
-              "|---|---|---|---|---|---|---|---|---|\n";
+      text += fmt::format("{}### {}, {}, {} x {} tokens{}\n\n", i == 0 ? "" : "\n", row.model, row.text, row.n_chunks,
+                          row.n_ctx, row.is_decode ? ", token by token" : "");
+      text +=
+          "| cache | bits | bytes per token | mean KLD | over q4_0's | 99 % KLD | 99.9 % KLD | same top, % | PPL ratio |\n"
+          "|---|---|---|---|---|---|---|---|---|\n";
     }
     const DivergenceStatistics& s = row.statistics;
     const DivergenceRow* const q4_0 = find_q4_0(rows, row);
-    text += fmt::format("| `{}` | {} | {} ± {} | {} | {} | {} | {:.1f} ± {:.1f} | {:.4f} ± {:.4f} |\n", row.kv, cost_cells(row.cost),
-                        number(s.kld_mean.value), number(s.kld_mean.error),
-                        q4_0 ? number(s.kld_mean.value / q4_0->statistics.kld_mean.value) : "-", number(s.kld_99), number(s.kld_999),
-                        s.same_top.value, s.same_top.error, s.ppl_ratio.value, s.ppl_ratio.error);
+    text += fmt::format("| `{}` | {} | {} ± {} | {} | {} | {} | {:.1f} ± {:.1f} | {:.4f} ± {:.4f} |\n", row.kv,
+                        cost_cells(row.cost), number(s.kld_mean.value), number(s.kld_mean.error),
+                        q4_0 ? number(s.kld_mean.value / q4_0->statistics.kld_mean.value) : "-", number(s.kld_99),
+                        number(s.kld_999), s.same_top.value, s.same_top.error, s.ppl_ratio.value, s.ppl_ratio.error);
   }
   return text;
 }
@@ -60,8 +61,8 @@ std::string needle_tables(const std::vector<NeedleRow>& rows) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const NeedleRow& row = rows[i];
     if (i == 0 || row.model != rows[i - 1].model || row.text != rows[i - 1].text || row.n_ctx != rows[i - 1].n_ctx) {
-      text += fmt::format("{}### Pass key: {}, {}, {} tokens\n\n| cache | bits | bytes per token |", i == 0 ? "" : "\n", row.model, row.text,
-                          row.n_ctx);
+      text += fmt::format("{}### Pass key: {}, {}, {} tokens\n\n| cache | bits | bytes per token |", i == 0 ? "" : "\n",
+                          row.model, row.text, row.n_ctx);
       for (const unsigned depth : row.depths) text += fmt::format(" at {} % |", depth);
       text += " found |\n|---|---|---|";
       for (std::size_t depth = 0; depth < row.depths.size(); ++depth) text += "---|";
@@ -81,8 +82,9 @@ std::string greedy_tables(const std::vector<GreedyRow>& rows) {
     if (i == 0 || row.model != rows[i - 1].model || row.text != rows[i - 1].text || row.n_ctx != rows[i - 1].n_ctx) {
       text += fmt::format("{}### Greedy text: {}, {}, {} of {} tokens generated\n\n", i == 0 ? "" : "\n", row.model, row.text,
                           row.n_predict, row.n_ctx);
-      text += "| cache | bits | bytes per token | tokens as stock f16's, for each prompt | mean | same to the end |\n"
-              "|---|---|---|---|---|---|\n";
+      text +=
+          "| cache | bits | bytes per token | tokens as stock f16's, for each prompt | mean | same to the end |\n"
+          "|---|---|---|---|---|---|\n";
     }
     std::string each;
     double sum = 0;
@@ -91,8 +93,8 @@ std::string greedy_tables(const std::vector<GreedyRow>& rows) {
       sum += n_same;
     }
     text += fmt::format("| `{}` | {} | {} | {:.0f} | {} of {} |\n", row.kv, cost_cells(row.cost), each,
-                        sum / static_cast<double>(row.n_same.size()), std::count(row.n_same.begin(), row.n_same.end(), row.n_predict),
-                        row.n_same.size());
+                        sum / static_cast<double>(row.n_same.size()),
+                        std::count(row.n_same.begin(), row.n_same.end(), row.n_predict), row.n_same.size());
   }
   return text;
 }

@@ -18,9 +18,9 @@ struct EvalResults {
 
 std::string eval_markdown(const EvalResults& results);
 
-// A list of objects. All have measure, model, text, n_ctx, kv, bytes_per_token, bits. "divergence": kld_mean, kld_99, kld_999, kld_max,
-// kld_median (nats), same_top (percent), ppl_ratio, ppl, ppl_base, standard errors as NAME_error, n_chunks, path (batched or
-// decode). "needle": depths (percent), found. "greedy": n_predict, n_same for each prompt.
+// A list of objects. All have measure, model, text, n_ctx, kv, bytes_per_token, bits. "divergence": kld_mean, kld_99, kld_999,
+// kld_max, kld_median (nats), same_top (percent), ppl_ratio, ppl, ppl_base, standard errors as NAME_error, n_chunks, path
+// (batched or decode). "needle": depths (percent), found. "greedy": n_predict, n_same for each prompt.
 std::string eval_json(const EvalResults& results);
 
 // Layers that stayed f16, and the like; one line each.

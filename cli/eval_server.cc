@@ -14,7 +14,7 @@ using nlohmann::json;
 
 std::vector<std::string> server_flags(const EvalHost& host, const KvSetting& setting, unsigned n_ctx) {
   // One slot that has the whole context. Prompts are not kept: each one is to be read anew into an empty cache.
-  std::vector<std::string> flags = {"-c", std::to_string(n_ctx), "--parallel", "1", "--cache-ram", "0",
+  std::vector<std::string> flags = {"-c", std::to_string(n_ctx),           "--parallel", "1", "--cache-ram", "0",
                                     "-t", std::to_string(host.n_threads())};
   const std::vector<std::string> more = host_flags(setting);
   flags.insert(flags.end(), more.begin(), more.end());
@@ -56,7 +56,8 @@ std::vector<int> EvalServer::tokenize_file(const EvalText& text, std::size_t n_t
   // Rarely more than eight bytes a token: so much of it is enough, and quick to read.
   const std::vector<int> tokens = tokenize(read_file(text.path).substr(0, 16 * n_tokens), true);
   if (tokens.size() >= n_tokens) return tokens;
-  throw CliError(kExitFailure, "text " + text.name, fmt::format("it has only {} tokens, {} are needed", tokens.size(), n_tokens),
+  throw CliError(kExitFailure, "text " + text.name,
+                 fmt::format("it has only {} tokens, {} are needed", tokens.size(), n_tokens),
                  "give a longer text, or a smaller -c");
 }
 

@@ -19,7 +19,8 @@ struct Completion {
 class EvalServer {
  public:
   // Loads the model. n_ctx: prompt and answer.
-  EvalServer(const EvalOptions& options, const EvalHost& host, const EvalModel& model, const KvSetting& setting, unsigned n_ctx);
+  EvalServer(const EvalOptions& options, const EvalHost& host, const EvalModel& model, const KvSetting& setting,
+             unsigned n_ctx);
 
   // at_begin: with a BOS in front, if the model wants one.
   std::vector<int> tokenize(const std::string& text, bool at_begin);

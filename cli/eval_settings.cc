@@ -15,7 +15,7 @@ namespace {
 
 // Types that llama.cpp takes for its cache, with all-in bits per element.
 const std::map<std::string, double>& stock_types() {
-  static const std::map<std::string, double> types = {{"f32", 32},  {"f16", 16},  {"bf16", 16},   {"q8_0", 8.5}, {"q5_1", 6},
+  static const std::map<std::string, double> types = {{"f32", 32},   {"f16", 16}, {"bf16", 16},    {"q8_0", 8.5}, {"q5_1", 6},
                                                       {"q5_0", 5.5}, {"q4_1", 5}, {"iq4_nl", 4.5}, {"q4_0", 4.5}};
   return types;
 }
@@ -28,8 +28,9 @@ bool is_codec(const std::string& name) {
 [[noreturn]] void refuse(const std::string& name) {
   std::string types;
   for (const auto& [type, bits] : stock_types()) types += (types.empty() ? "" : ", ") + type;
-  throw CliError(kExitUsage, "--kv '" + name + "'", "neither a stock cache type nor a codec",
-                 "stock: " + types + ", or two as K/V; ours: " + codec_names() + ", with options as in k4v3:condition=off:sinks=0");
+  throw CliError(
+      kExitUsage, "--kv '" + name + "'", "neither a stock cache type nor a codec",
+      "stock: " + types + ", or two as K/V; ours: " + codec_names() + ", with options as in k4v3:condition=off:sinks=0");
 }
 
 // "k4v3:condition=off" -> "k4v3", "condition=off"

@@ -43,8 +43,8 @@ struct EvalOptions {
   std::vector<std::string> texts = {"english"};
   std::vector<unsigned> contexts = {1024};
   unsigned n_chunks = 8;
-  unsigned n_threads = 0;  // 0: all usable cores
-  bool decode = false;     // token by token instead of in batches
+  unsigned n_threads = 0;                                   // 0: all usable cores
+  bool decode = false;                                      // token by token instead of in batches
   bool divergence = false, needle = false, greedy = false;  // what to measure; none: divergence
   std::vector<unsigned> depths = {0, 25, 50, 75, 100};      // of the needle, in percent of the context
   unsigned n_predict = 128;                                 // tokens of each greedy text

@@ -21,7 +21,8 @@ fs::path eval_folder() { return cache_folder() / "eval"; }
 // "k4v3:sinks=0" -> "k4v3_sinks_0"
 std::string file_name(const std::string& name, const nlohmann::json& key) {
   std::string safe = name;
-  std::replace_if(safe.begin(), safe.end(), [](unsigned char c) { return !std::isalnum(c) && c != '.' && c != '-'; }, '_');
+  std::replace_if(
+      safe.begin(), safe.end(), [](unsigned char c) { return !std::isalnum(c) && c != '.' && c != '-'; }, '_');
   return safe + "." + short_hash(key.dump());
 }
 
@@ -29,7 +30,8 @@ void make_folder(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) {
-    throw CliError(kExitFailure, folder.string(), "cannot be created: " + error.message(), "check its permissions and free space");
+    throw CliError(kExitFailure, folder.string(), "cannot be created: " + error.message(),
+                   "check its permissions and free space");
   }
 }
 

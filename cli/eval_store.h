@@ -1,4 +1,5 @@
-// What finished measurements have given, so that an interrupted evaluation goes on where it stopped: the folder eval/ in the cache.
+// What finished measurements have given, so that an interrupted evaluation goes on where it stopped: the folder eval/ in the
+// cache.
 //   results/NAME.HASH.json     one measurement, small
 //   logits/NAME.HASH.kld       base logits of llama-perplexity, large: a chunk of 1024 tokens is 50 to 270 MB with small models
 #pragma once

@@ -1,4 +1,5 @@
-// The texts of the evaluation: by name, as scripts/get_texts.sh puts them into the cache, or a file of the user.
+// The texts of the evaluation: by name, out of the cache (scripts/get_texts.sh fetches them when they are first asked for), or
+// a file of the user.
 #pragma once
 
 #include <filesystem>

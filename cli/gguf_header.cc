@@ -13,7 +13,19 @@ namespace {
 
 // GGUF: "GGUF", version, number of tensors, number of entries; an entry is a name, a type and a value. Little-endian.
 enum class ValueType : std::uint32_t {
-  kUint8, kInt8, kUint16, kInt16, kUint32, kInt32, kFloat32, kBool, kString, kArray, kUint64, kInt64, kFloat64
+  kUint8,
+  kInt8,
+  kUint16,
+  kInt16,
+  kUint32,
+  kInt32,
+  kFloat32,
+  kBool,
+  kString,
+  kArray,
+  kUint64,
+  kInt64,
+  kFloat64
 };
 
 class Reader {

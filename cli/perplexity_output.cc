@@ -63,7 +63,8 @@ std::optional<DivergenceStatistics> parse_divergence(const std::string& output) 
 unsigned count_chunks_done(const std::string& output) {
   // "[1]11.9631,[2]13.6763," without, "   1      15.1042 ±    2.3671 ..." with --kl-divergence.
   static const std::regex chunk(R"(\[\d+\]\d+\.\d+,|(?:^|\n) *\d+ +\d+\.\d+ ±)");
-  return static_cast<unsigned>(std::distance(std::sregex_iterator(output.begin(), output.end(), chunk), std::sregex_iterator()));
+  return static_cast<unsigned>(
+      std::distance(std::sregex_iterator(output.begin(), output.end(), chunk), std::sregex_iterator()));
 }
 
 unsigned parse_n_chunks(const std::string& output) { return number_after(output, R"(over (\d+) chunks)").value_or(0); }

@@ -58,7 +58,8 @@ double tick_below(double value) {
 std::vector<double> log_ticks(const Axis& axis, bool binary) {
   std::vector<double> ticks;
   if (binary) {
-    for (double tick = std::exp2(std::ceil(std::log2(axis.low) - 1e-9)); tick <= axis.high * 1.001; tick *= 2) ticks.push_back(tick);
+    for (double tick = std::exp2(std::ceil(std::log2(axis.low) - 1e-9)); tick <= axis.high * 1.001; tick *= 2)
+      ticks.push_back(tick);
     return ticks;
   }
   for (double power = std::pow(10, std::floor(std::log10(axis.low))); power <= axis.high; power *= 10) {
@@ -98,15 +99,18 @@ std::string chart_svg(const Chart& chart) {
   x.from = kLeft, x.to = kRight, y.from = kBottom, y.to = kTop;
 
   std::string svg = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
+      "font-family=\"sans-serif\" "
       "font-size=\"12\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
       kWidth, kHeight);
   svg += text_at((kLeft + kRight) / 2, 22, "middle", chart.title, " font-size=\"14\"");
   for (const double tick : chart.log_x ? log_ticks(x, true) : linear_ticks(x)) {
-    svg += line(x.at(tick), kTop, x.at(tick), kBottom, "#e0e0e0") + text_at(x.at(tick), kBottom + 17, "middle", fmt::format("{:g}", tick));
+    svg += line(x.at(tick), kTop, x.at(tick), kBottom, "#e0e0e0") +
+           text_at(x.at(tick), kBottom + 17, "middle", fmt::format("{:g}", tick));
   }
   for (const double tick : log_ticks(y, false)) {
-    svg += line(kLeft, y.at(tick), kRight, y.at(tick), "#e0e0e0") + text_at(kLeft - 6, y.at(tick) + 4, "end", fmt::format("{:g}", tick));
+    svg += line(kLeft, y.at(tick), kRight, y.at(tick), "#e0e0e0") +
+           text_at(kLeft - 6, y.at(tick) + 4, "end", fmt::format("{:g}", tick));
   }
   svg += line(kLeft, kBottom, kRight, kBottom, "black") + line(kLeft, kTop, kLeft, kBottom, "black");
   svg += text_at((kLeft + kRight) / 2, kBottom + 37, "middle", chart.x_label);
@@ -125,7 +129,8 @@ std::string chart_svg(const Chart& chart) {
       if (!point.label.empty()) svg += text_at(x.at(point.x) + 7, y.at(point.y) - 5, "start", point.label);
     }
     if (path.empty()) continue;
-    if (series.has_line) svg += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path, colour);
+    if (series.has_line)
+      svg += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path, colour);
     svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", kRight + 16, legend_y - 4, colour);
     svg += text_at(kRight + 26, legend_y, "start", series.name);
     legend_y += 18;

@@ -118,8 +118,11 @@ expect_exit 0 run --greedy -n 8 --kv f16,k4v3 --json
 expect_rows "kv['f16']['n_same'] == [8] * 6 and all(0 <= n <= 8 for n in kv['k4v3']['n_same'])"
 
 # What is wrong with texts, contexts and hosts.
-expect_exit 1 run --text english
-expect_one_error_line "text 'english': not in the cache: no $work/cache/texts/english.txt; get it with scripts/get_texts.sh"
+mkdir "$work/no_network"
+printf '#!/bin/sh\nexit 1\n' | tee "$work/no_network/apt-get" >"$work/no_network/dpkg"
+chmod +x "$work/no_network"/*
+expect_exit 1 env PATH="$work/no_network:$PATH" "${eval_command[@]}" --text english
+expect_one_error_line "text 'english': not in the cache, and get_texts.sh failed; cannot fetch the package perl-doc: check the network"
 expect_exit 1 run --text "$work/absent.txt"
 expect_one_error_line "text $work/absent.txt: no such file; give english, code, or a text file"
 head -c 1000 "$work/prose.txt" >"$work/short.txt"

@@ -95,7 +95,8 @@ TEST(PerplexityOutput, IncompleteOrNotFiniteIsNoResult) {
   EXPECT_FALSE(parse_divergence(output.substr(0, output.find("99.0%   KLD"))));
   EXPECT_FALSE(parse_divergence(output.substr(0, output.find("Same top p: "))));
   EXPECT_FALSE(parse_divergence(replaced(output, "0.056767 ±", "     nan ±")));
-  EXPECT_FALSE(parse_divergence(replaced(output, "Mean PPL(base)                :  14.487887", "Mean PPL(base)                :")));
+  EXPECT_FALSE(
+      parse_divergence(replaced(output, "Mean PPL(base)                :  14.487887", "Mean PPL(base)                :")));
 }
 
 TEST(PerplexityOutput, CountsChunks) {
@@ -151,7 +152,8 @@ TEST(KvSetting, AllIsStockAndEveryCodec) {
 }
 
 TEST(KvSetting, RefusesWhatItDoesNotKnow) {
-  for (const char* name : {"", "zip", "q4_0/zip", "q4_0/q4_0/q4_0", "q4_0:sinks=0", "ours:q4_0", "k4v3:sinks", "k4v3:=0", "k4v3:"}) {
+  for (const char* name :
+       {"", "zip", "q4_0/zip", "q4_0/q4_0/q4_0", "q4_0:sinks=0", "ours:q4_0", "k4v3:sinks", "k4v3:=0", "k4v3:"}) {
     EXPECT_THROW(parse_kv_setting(name), CliError) << name;
   }
 }
@@ -159,10 +161,16 @@ TEST(KvSetting, RefusesWhatItDoesNotKnow) {
 // A GGUF file with metadata alone.
 class GgufBytes {
  public:
-  GgufBytes(std::uint64_t n_entries, std::uint32_t version = 3) { put("GGUF", 4), number(version, 4), number(0, 8), number(n_entries, 8); }
+  GgufBytes(std::uint64_t n_entries, std::uint32_t version = 3) {
+    put("GGUF", 4), number(version, 4), number(0, 8), number(n_entries, 8);
+  }
 
-  GgufBytes& text(const std::string& name, const std::string& value) { return string(name), number(8, 4), string(value), *this; }
-  GgufBytes& integer(const std::string& name, std::uint32_t value) { return string(name), number(4, 4), number(value, 4), *this; }
+  GgufBytes& text(const std::string& name, const std::string& value) {
+    return string(name), number(8, 4), string(value), *this;
+  }
+  GgufBytes& integer(const std::string& name, std::uint32_t value) {
+    return string(name), number(4, 4), number(value, 4), *this;
+  }
   GgufBytes& integers(const std::string& name, const std::vector<std::uint32_t>& values) {
     string(name), number(9, 4), number(5, 4), number(values.size(), 8);
     for (const std::uint32_t value : values) number(value, 4);
