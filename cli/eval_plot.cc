@@ -9,7 +9,7 @@
 #include <fstream>
 #include <string>
 #include <system_error>
-#include <utility>
+#include <vector>
 
 namespace kvt::cli {
 
@@ -43,7 +43,6 @@ Chart depth_chart(const std::vector<DivergenceRow>& rows) {
   Chart chart{.title = fmt::format("{}, {}", rows[0].model, rows[0].text),
               .x_label = "context, tokens (second half measured)",
               .y_label = "mean KLD from stock f16, nats",
-              .log_x = true,
               .series = {}};
   for (const DivergenceRow& row : rows) {
     if (row.kv == "f16") continue;
@@ -62,6 +61,16 @@ std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path&
   std::error_code ignored;  // writing will tell
   std::filesystem::create_directories(folder, ignored);
   std::vector<std::filesystem::path> paths;
+  const auto write = [&](const std::string& name, const Chart& chart) {
+    const std::string svg = chart_svg(chart);
+    if (svg.empty()) return;
+    paths.push_back(folder / name);
+    std::ofstream file(paths.back());
+    file << svg;
+    if (!file.flush()) {
+      throw CliError(kExitFailure, paths.back().string(), "cannot be written", "give another folder with --plot");
+    }
+  };
   std::vector<DivergenceRow> group;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const DivergenceRow& row = rows[i];
@@ -69,16 +78,8 @@ std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path&
     if (i + 1 < rows.size() && rows[i + 1].model == row.model && rows[i + 1].text == row.text) {
       continue;
     }
-    for (const auto& [prefix, chart] : {std::pair{"kld_bits", bits_chart(group)}, std::pair{"kld_depth", depth_chart(group)}}) {
-      if (chart.log_x && group.front().n_ctx == group.back().n_ctx) continue;  // one context makes no curve
-      const std::string svg = chart_svg(chart);
-      if (svg.empty()) continue;
-      paths.push_back(folder / file_name(prefix, row));
-      std::ofstream file(paths.back());
-      file << svg;
-      if (!file.flush())
-        throw CliError(kExitFailure, paths.back().string(), "cannot be written", "give another folder with --plot");
-    }
+    write(file_name("kld_bits", row), bits_chart(group));
+    if (group.front().n_ctx != group.back().n_ctx) write(file_name("kld_depth", row), depth_chart(group));
     group.clear();
   }
   return paths;

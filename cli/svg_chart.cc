@@ -11,8 +11,8 @@ namespace kvt::cli {
 
 namespace {
 
-constexpr double kWidth = 760, kHeight = 440;
-constexpr double kLeft = 70, kRight = 590, kTop = 40, kBottom = 390;  // of the plane; the legend is on its right
+constexpr double kWidth = 760, kHeight = 560;
+constexpr double kLeft = 70, kRight = 590, kTop = 40, kBottom = 510;  // of the plane; the legend is on its right
 
 // Eight colours that colour-blind people can tell apart (Okabe and Ito).
 constexpr std::array<const char*, 8> kColours = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
@@ -34,18 +34,48 @@ std::string line(double x1, double y1, double x2, double y2, const char* colour)
   return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"{}\"/>\n", x1, y1, x2, y2, colour);
 }
 
-// One axis: the range of the data and a position for each value.
+struct Box {
+  double left, top, right, bottom;
+  bool overlaps(const Box& other) const {
+    return left < other.right && other.left < right && top < other.bottom && other.top < bottom;
+  }
+};
+
+// Puts each label beside its point where it covers no other label or point, if there is such a place.
+class LabelPlacer {
+ public:
+  void add_point(double x, double y) { taken_.push_back({x - 4, y - 4, x + 4, y + 4}); }
+
+  std::string place(double x, double y, const std::string& label) {
+    const double width = 6.6 * static_cast<double>(label.size());
+    // The text's base line, from the nearest places to the farthest; on the right of the point, then on its left.
+    for (const double rise : {4.0, -3.0, 11.0, -9.0, 17.0, -15.0, 23.0}) {
+      for (const bool is_right : {true, false}) {
+        const double left = is_right ? x + 7 : x - 7 - width;
+        const Box box{left, y + rise - 9, left + width, y + rise + 2};
+        const auto overlaps = [&](const Box& other) { return box.overlaps(other); };
+        if (left < kLeft || std::any_of(taken_.begin(), taken_.end(), overlaps)) continue;
+        taken_.push_back(box);
+        return text_at(is_right ? x + 7 : x - 7, y + rise, is_right ? "start" : "end", label);
+      }
+    }
+    return text_at(x + 7, y + 4, "start", label);
+  }
+
+ private:
+  std::vector<Box> taken_;
+};
+
+// A logarithmic axis: the range of the data and a position for each value.
 struct Axis {
-  bool is_log;
   double low = std::numeric_limits<double>::infinity(), high = -low;
   double from = 0, to = 0;  // positions of low and high
 
-  double scale(double value) const { return is_log ? std::log(value) : value; }
   void include(double value) {
     low = std::min(low, value);
     high = std::max(high, value);
   }
-  double at(double value) const { return from + (to - from) * (scale(value) - scale(low)) / (scale(high) - scale(low)); }
+  double at(double value) const { return from + (to - from) * std::log(value / low) / std::log(high / low); }
 };
 
 // The largest of 1, 2, 5 times a power of ten that is not above the value.
@@ -54,15 +84,17 @@ double tick_below(double value) {
   return power * (value >= 5 * power ? 5 : value >= 2 * power ? 2 : 1);
 }
 
-// From 1, 2, 5 times powers of ten, or powers of two.
-std::vector<double> log_ticks(const Axis& axis, bool binary) {
+// Powers of two.
+std::vector<double> binary_ticks(const Axis& axis) {
   std::vector<double> ticks;
-  if (binary) {
-    for (double tick = std::exp2(std::ceil(std::log2(axis.low) - 1e-9)); tick <= axis.high * 1.001; tick *= 2)
-      ticks.push_back(tick);
-    return ticks;
-  }
-  for (double power = std::pow(10, std::floor(std::log10(axis.low))); power <= axis.high; power *= 10) {
+  for (double tick = std::exp2(std::ceil(std::log2(axis.low))); tick <= axis.high; tick *= 2) ticks.push_back(tick);
+  return ticks;
+}
+
+// 1, 2, 5 times powers of ten. The axis begins and ends with one, but for rounding.
+std::vector<double> decimal_ticks(const Axis& axis) {
+  std::vector<double> ticks;
+  for (double power = std::pow(10, std::floor(std::log10(axis.low) + 1e-6)); power <= axis.high * 1.001; power *= 10) {
     for (const double tick : {power, 2 * power, 5 * power}) {
       if (tick >= axis.low * 0.999 && tick <= axis.high * 1.001) ticks.push_back(tick);
     }
@@ -70,19 +102,10 @@ std::vector<double> log_ticks(const Axis& axis, bool binary) {
   return ticks;
 }
 
-std::vector<double> linear_ticks(const Axis& axis) {
-  const double rough = (axis.high - axis.low) / 6;
-  const double power = std::pow(10, std::floor(std::log10(rough)));
-  const double step = rough <= power ? power : rough <= 2 * power ? 2 * power : rough <= 5 * power ? 5 * power : 10 * power;
-  std::vector<double> ticks;
-  for (double tick = std::ceil(axis.low / step) * step; tick <= axis.high + step / 1e6; tick += step) ticks.push_back(tick);
-  return ticks;
-}
-
 }  // namespace
 
 std::string chart_svg(const Chart& chart) {
-  Axis x{.is_log = chart.log_x}, y{.is_log = true};
+  Axis x, y;
   for (const ChartSeries& series : chart.series) {
     for (const ChartPoint& point : series.points) {
       if (!(point.y > 0)) continue;
@@ -92,23 +115,22 @@ std::string chart_svg(const Chart& chart) {
   }
   if (x.low > x.high) return "";
   // Room around the points; also for a single one.
-  x.low = chart.log_x ? x.low / 1.2 : x.low - 0.5;
-  x.high = chart.log_x ? x.high * 1.2 : x.high + 1;
+  x.low /= 1.25;
+  x.high *= 1.25;
   y.low = tick_below(y.low / 1.1);
   y.high = 1 / tick_below(1 / (y.high * 1.1));
   x.from = kLeft, x.to = kRight, y.from = kBottom, y.to = kTop;
 
   std::string svg = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
-      "font-family=\"sans-serif\" "
-      "font-size=\"12\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
+      "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
       kWidth, kHeight);
   svg += text_at((kLeft + kRight) / 2, 22, "middle", chart.title, " font-size=\"14\"");
-  for (const double tick : chart.log_x ? log_ticks(x, true) : linear_ticks(x)) {
+  for (const double tick : binary_ticks(x)) {
     svg += line(x.at(tick), kTop, x.at(tick), kBottom, "#e0e0e0") +
            text_at(x.at(tick), kBottom + 17, "middle", fmt::format("{:g}", tick));
   }
-  for (const double tick : log_ticks(y, false)) {
+  for (const double tick : decimal_ticks(y)) {
     svg += line(kLeft, y.at(tick), kRight, y.at(tick), "#e0e0e0") +
            text_at(kLeft - 6, y.at(tick) + 4, "end", fmt::format("{:g}", tick));
   }
@@ -117,22 +139,33 @@ std::string chart_svg(const Chart& chart) {
   const double middle = (kTop + kBottom) / 2;
   svg += text_at(18, middle, "middle", chart.y_label, fmt::format(" transform=\"rotate(-90 18 {})\"", middle));
 
+  LabelPlacer labels;
+  for (const ChartSeries& series : chart.series) {
+    for (const ChartPoint& point : series.points) {
+      if (point.y > 0) labels.add_point(x.at(point.x), y.at(point.y));
+    }
+  }
   double legend_y = kTop + 8;
   for (std::size_t i = 0; i < chart.series.size(); ++i) {
     const ChartSeries& series = chart.series[i];
     const char* const colour = kColours[i % kColours.size()];
+    const char* const dashes = i < kColours.size() ? "" : " stroke-dasharray=\"6 3\"";  // the colours have begun again
     std::string path;
     for (const ChartPoint& point : series.points) {
       if (!(point.y > 0)) continue;
       path += fmt::format("{:.1f},{:.1f} ", x.at(point.x), y.at(point.y));
       svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", x.at(point.x), y.at(point.y), colour);
-      if (!point.label.empty()) svg += text_at(x.at(point.x) + 7, y.at(point.y) - 5, "start", point.label);
+      if (!point.label.empty()) svg += labels.place(x.at(point.x), y.at(point.y), point.label);
     }
     if (path.empty()) continue;
-    if (series.has_line)
-      svg += fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>\n", path, colour);
+    if (series.has_line) {
+      svg +=
+          fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"{}/>\n", path, colour, dashes);
+      svg += fmt::format("<line x1=\"{0}\" y1=\"{1}\" x2=\"{2}\" y2=\"{1}\" stroke=\"{3}\" stroke-width=\"1.5\"{4}/>\n",
+                         kRight + 6, legend_y - 4, kRight + 26, colour, dashes);
+    }
     svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", kRight + 16, legend_y - 4, colour);
-    svg += text_at(kRight + 26, legend_y, "start", series.name);
+    svg += text_at(kRight + 32, legend_y, "start", series.name);
     legend_y += 18;
   }
   return svg + "</svg>\n";

@@ -19,11 +19,10 @@ struct ChartSeries {
 
 struct Chart {
   std::string title, x_label, y_label;
-  bool log_x = false;  // powers of two as ticks
   std::vector<ChartSeries> series;
 };
 
-// The y axis is logarithmic. Points with y <= 0 are left out. Empty if no point is left.
+// Both axes are logarithmic. x > 0; points with y <= 0 are left out. Empty if no point is left.
 std::string chart_svg(const Chart& chart);
 
 }  // namespace kvt::cli

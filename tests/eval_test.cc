@@ -249,7 +249,6 @@ TEST(SvgChart, DrawsPointsAndEscapesText) {
   const std::string svg = chart_svg({.title = "a < b & c",
                                      .x_label = "x",
                                      .y_label = "y",
-                                     .log_x = true,
                                      .series = {{"one", {{1024, 0.01, "p"}, {4096, 0.02, ""}, {8192, 0, "left out"}}, true}}});
   EXPECT_EQ(count(svg, "<circle"), 3u);  // two points and the legend
   EXPECT_EQ(count(svg, "<polyline"), 1u);
