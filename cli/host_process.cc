@@ -56,6 +56,7 @@ EnvironmentChanges host_environment(const CommonOptions& options, const fs::path
                                     const std::vector<std::string>& host_flags) {
   EnvironmentChanges changes;
   for (const char* ours : {"KVTURBO_HOST", "KVTURBO_PLUGIN", "KVTURBO_CACHE", "KVTURBO_MODEL"}) changes[ours] = std::nullopt;
+  for (const auto& [name, value] : options.variables) changes[name] = value;
   if (plugin.empty()) {
     const char* backend = std::getenv("GGML_BACKEND_PATH");
     if (backend && std::string(backend).find("kvturbo") != std::string::npos) changes["GGML_BACKEND_PATH"] = std::nullopt;

@@ -134,4 +134,9 @@ double CacheTensor::token_bytes() const {
   return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS;
 }
 
+size_t CacheTensor::fixed_bytes() const {
+  return exact_.size() / static_cast<size_t>(n_streams_) * sizeof(ggml_fp16_t) +
+         (recent_ != nullptr ? recent_->stream_bytes() : 0) + (conditioner_ != nullptr ? conditioner_->learnt_bytes() : 0);
+}
+
 }  // namespace kvt::plugin

@@ -109,6 +109,8 @@ class CacheTensor {
   size_t storage_bytes() const;
   // Bytes of memory for a cell of all heads.
   double token_bytes() const;
+  // Bytes that a stream needs whatever its length: exact rows and conditioning.
+  size_t fixed_bytes() const;
 
  private:
   size_t page_memory_bytes() const;

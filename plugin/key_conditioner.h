@@ -47,6 +47,8 @@ class KeyConditioner {
   void undo(int64_t head, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
   const float* mean() const { return mean_.data(); }
+  // Bytes of what was learnt, as it is kept while cells exist.
+  size_t learnt_bytes() const { return (mean_.size() + scale_.size() + inverse_scale_.size()) * sizeof(float); }
 
   // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
   static uint64_t generation();

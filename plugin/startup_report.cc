@@ -28,6 +28,7 @@ std::set<const CacheBuffer*> g_reported;  // never dereferenced
 struct Summary {
   int n_layers = 0, n_compressed = 0;
   double token_bytes = 0.0, token_bytes_f16 = 0.0;
+  size_t fixed_bytes = 0;
   std::set<std::string> head_dims;                      // "64" or "192/128" (K/V)
   std::map<std::string, std::set<int>> not_compressed;  // reason -> layers
   double ratio() const { return token_bytes > 0.0 ? token_bytes_f16 / token_bytes : 1.0; }
@@ -51,6 +52,7 @@ void add_buffer(const CacheBuffer& buffer, Summary* sum) {
     if (tensor->state() == CacheTensor::State::kUndecided) continue;  // not used by any graph so far
     layers[tensor->layer()].side[tensor->side()] = tensor.get();
     sum->token_bytes += tensor->token_bytes();
+    sum->fixed_bytes += tensor->fixed_bytes();
     sum->token_bytes_f16 += static_cast<double>(tensor->row_bytes());
   }
   for (const auto& [number, layer] : layers) {
@@ -139,6 +141,7 @@ void write_json(const Summary& sum) {
       "{\"codec\": " + quoted(codec_store_name()) + ", \"isa\": " + quoted(codec_store_isa()) +
       ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 1) +
       ", \"kv_bytes_per_token_f16\": " + number(sum.token_bytes_f16, 1) + ", \"ratio\": " + number(sum.ratio(), 4) +
+      ", \"kv_bytes_fixed\": " + std::to_string(sum.fixed_bytes) +
       ", \"layers_compressed\": " + std::to_string(sum.n_compressed) + ", \"layers_total\": " + std::to_string(sum.n_layers) +
       ", \"not_compressed\": [" + not_compressed + "], \"host_ggml_version\": " + quoted(host().ggml_version()) +
       ", \"backend_api\": " + std::to_string(host().api_version) + "}\n";
