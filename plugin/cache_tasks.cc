@@ -7,7 +7,8 @@
 #include "cache_buffer.h"
 #include "cache_image.h"
 #include "cache_rows.h"
-#include "codec_store.h"
+#include "fit_probe.h"
+#include "startup_report.h"
 
 namespace kvt::plugin {
 
@@ -29,7 +30,7 @@ int64_t row_index(const ggml_tensor* index, int64_t i) {
   return index->type == GGML_TYPE_I64 ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
 }
 
-// Keys that come while their conditioning is being learnt: stored by run_store_kept, once the queries are known too.
+// Keys that come while their conditioning is being learnt.
 void keep_rows(const SetRowsTask* task) {
   const ggml_tensor* rows = task->node->src[0];
   for (int64_t i = 0; i < rows->ne[1]; ++i) {
@@ -63,6 +64,7 @@ void begin_set_rows(SetRowsTask* task) {
   }
   if (!is_known) return recent->clear();
   recent->begin_batch(cells.data(), &task->batch);
+  task->cache->probe_schedule().add_rows(static_cast<int64_t>(n));
   task->has_batch = true;
 }
 
@@ -80,7 +82,8 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   }
   if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
     if (part == 0) keep_rows(task);
-    return;
+    if (task->awaits_learning) return;
+    if (part == 0) cache->conditioner()->set_stored();
   }
   int64_t cells[kMaxRowsAtOnce];
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
@@ -116,22 +119,27 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
 
 // ---- learning of key conditioning, between SET_ROWS and the first operation that reads the keys
 
+namespace {
+
+void add_queries(const ggml_tensor& q, const CacheTensor& keys, KeyConditioner* conditioner) {
+  const int64_t n_group = q.ne[2] / keys.n_heads();
+  for (int64_t s = 0; s < q.ne[3]; ++s) {
+    for (int64_t i = 0; i < q.ne[1]; ++i) {
+      for (int64_t h = 0; h < q.ne[2]; ++h) {
+        const size_t at = static_cast<size_t>(i) * q.nb[1] + static_cast<size_t>(h) * q.nb[2] + static_cast<size_t>(s) * q.nb[3];
+        conditioner->add_query(h / n_group, reinterpret_cast<const float*>(static_cast<const char*>(q.data) + at));
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void run_learn(ggml_tensor*, int part, int, void* user_data) {
   auto* task = static_cast<LearnTask*>(user_data);
   KeyConditioner* conditioner = task->keys->conditioner();
   if (part != 0 || !conditioner->is_learning()) return;
-  const ggml_tensor* q = task->queries;
-  if (q != nullptr) {
-    const int64_t n_group = q->ne[2] / task->keys->n_heads();
-    for (int64_t s = 0; s < q->ne[3]; ++s) {
-      for (int64_t i = 0; i < q->ne[1]; ++i) {
-        for (int64_t h = 0; h < q->ne[2]; ++h) {
-          const size_t at = static_cast<size_t>(i) * q->nb[1] + static_cast<size_t>(h) * q->nb[2] + static_cast<size_t>(s) * q->nb[3];
-          conditioner->add_query(h / n_group, reinterpret_cast<const float*>(static_cast<const char*>(q->data) + at));
-        }
-      }
-    }
-  }
+  if (task->queries != nullptr) add_queries(*task->queries, *task->keys, conditioner);
   task->first_to_store = conditioner->learn();
 }
 
@@ -230,8 +238,8 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   const bool are_plain_sinks = sinks == nullptr || (sinks->type == GGML_TYPE_F32 && sinks->nb[0] == sizeof(float));
   if (!is_plain_mask || !are_plain_sinks) return false;
   task->node = node;
-  task->codec = codec_store_get(k->ne[0], v->ne[0]);
-  if (task->codec == nullptr) return false;
+  task->codec = keys.cache->codec();
+  if (values.cache->codec() != task->codec) return false;
   task->slopes = alibi_slopes(n_heads, float_param(node, 1));
 
   kvt_attention& a = task->shape;
@@ -273,10 +281,9 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
     a.exact_v_head_stride = values.cache->exact_head_stride();
     a.exact_v_stream_stride = values.cache->exact_stream_stride();
   }
-  if (has_exact_rows && keys.cache->recent() != nullptr && values.cache->recent() != nullptr) {
-    task->keys = {keys.cache, static_cast<size_t>(keys.stream), static_cast<size_t>(keys.head), nullptr};
-    task->values = {values.cache, static_cast<size_t>(values.stream), static_cast<size_t>(values.head), nullptr};
-  }
+  task->keys = {keys.cache, static_cast<size_t>(keys.stream), static_cast<size_t>(keys.head), nullptr};
+  task->values = {values.cache, static_cast<size_t>(values.stream), static_cast<size_t>(values.head), nullptr};
+  task->takes_recent = has_exact_rows && keys.cache->recent() != nullptr && values.cache->recent() != nullptr;
   a.scale = float_param(node, 0);
   a.logit_softcap = float_param(node, 2);
   a.out_head_stride = node->nb[1];
@@ -290,7 +297,9 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
 void begin_attend(AttendTask* task) {
   kvt_attention* a = &task->shape;
   a->n_recent = 0;
-  if (task->keys.cache == nullptr) return;
+  task->is_probe_due = false;
+  if (!task->takes_recent) return;
+  task->is_probe_due = task->keys.head == 0 && task->keys.cache->n_heads() == a->n_kv_heads && task->keys.cache->probe_schedule().is_due();
   const AttendTask::Side sides[2] = {task->keys, task->values};
   RecentList lists[2];
   for (int i = 0; i < 2; ++i) lists[i] = sides[i].cache->recent()->list_of(sides[i].batch());
@@ -317,8 +326,23 @@ void begin_attend(AttendTask* task) {
   a->recent_own = static_cast<uint32_t>(are_queries ? batch->first_entry : n - 1);
 }
 
+namespace {
+
+// With the last query of the first stream.
+void probe(const AttendTask& task) {
+  const kvt_attention& a = task.shape;
+  const char* queries = static_cast<const char*>(task.node->src[0]->data) + (a.n_queries - 1) * a.q_query_stride;
+  const double error = score_error(task.keys.cache, task.keys.stream, reinterpret_cast<const float*>(queries),
+                                   a.n_group * a.q_head_stride / sizeof(float), a.scale);
+  if (error >= 0) report_score_error(*task.keys.cache, error);
+}
+
+}  // namespace
+
 void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const AttendTask*>(user_data);
+  if (part == 0 && task->is_probe_due) probe(*task);
+  if (part == 0 && task->teaches) add_queries(*task->node->src[0], *task->keys.cache, task->keys.cache->conditioner());
   kvt_attention a = task->shape;
   a.q = static_cast<const float*>(task->node->src[0]->data);
   a.mask = task->node->src[3] != nullptr ? static_cast<const uint16_t*>(task->node->src[3]->data) : nullptr;

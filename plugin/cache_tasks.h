@@ -26,6 +26,8 @@ struct SetRowsTask {
   int64_t first_row;  // of the view that the node writes to
   RecentRows::Batch batch;  // the newest rows, if the cache keeps them
   bool has_batch = false;
+  // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
+  bool awaits_learning = false;
 };
 // Before the graph runs: enters the rows among the newest ones.
 void begin_set_rows(SetRowsTask* task);
@@ -58,6 +60,9 @@ struct AttendTask {
     const RecentRows::Batch* batch() const { return new_rows != nullptr && new_rows->has_batch ? &new_rows->batch : nullptr; }
   } keys, values;
   std::vector<int32_t> recent_cells;
+  bool takes_recent = false;
+  bool is_probe_due = false;
+  bool teaches = false;  // its queries are learnt from, although nothing is estimated in this graph
 };
 // Fills shape, codec and slopes. False if the node is none that kvt_attend_thread can do.
 bool make_attend_task(const ggml_tensor* node, AttendTask* task);

@@ -24,6 +24,7 @@
 #include "ggml_abi/host_ggml.h"
 #include "key_conditioner.h"
 #include "kvturbo/kvturbo.h"
+#include "probe_schedule.h"
 #include "recent_rows.h"
 
 namespace kvt::plugin {
@@ -78,6 +79,7 @@ class CacheTensor {
 
   // ---- the pages, for kPages
   const kvt_codec* codec() const { return codec_; }
+  kvt_codec_id codec_id() const;  // in any state
   int64_t head_dim() const { return head_dim_; }
   int64_t n_heads() const { return n_values_ / head_dim_; }
   size_t page_stride() const { return page_bytes_; }
@@ -101,6 +103,9 @@ class CacheTensor {
 
   // The newest rows; nullptr for f16, or if switched off.
   RecentRows* recent() { return recent_.get(); }
+  const RecentRows* recent() const { return recent_.get(); }
+  // Rows written since the cache was empty; when to probe whether the codec fits them.
+  ProbeSchedule& probe_schedule() { return probe_schedule_; }
 
   // Everything becomes zero, and memory goes back to the system.
   void zero();
@@ -134,6 +139,7 @@ class CacheTensor {
   int64_t n_exact_ = 0;
   std::vector<ggml_fp16_t> exact_;  // [n_streams, n_heads, n_exact, head_dim]
   std::unique_ptr<RecentRows> recent_;
+  ProbeSchedule probe_schedule_;
 };
 
 }  // namespace kvt::plugin

@@ -46,6 +46,7 @@ class GraphPlan {
   void add_node(ggml_tensor* node);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);
   void add_learning(const ggml_tensor* node, CacheTensor* keys, const ggml_tensor* queries);
+  bool awaits_learning(const CacheTensor* keys) const;
   void add_generic(ggml_tensor* node);
   void add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task);
   ggml_tensor* add_shadow(const ggml_tensor* node);

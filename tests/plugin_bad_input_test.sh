@@ -45,7 +45,7 @@ fi
 ours good KVTURBO_REPORT="$work/good.json" "${completion[@]}" || complain "no options"
 expect_same "$(our_lines)" 1 "lines of ours"
 expect_log '^kvturbo: KV cache compressed: k4v3 \([a-z0-9]+\), 30 layers, head dim 64, 5\.27 KiB per token instead of 22\.50 \(f16\): 4\.27 times smaller$'
-grep -q '"codec": "k4v3", .*"kv_bytes_per_token": 5400.0, "kv_bytes_per_token_f16": 23040.0, "ratio": 4.2667, "kv_bytes_fixed": 161280, "layers_compressed": 30, "layers_total": 30, "not_compressed": \[\]' \
+grep -q '"codec": "k4v3", .*"kv_bytes_per_token": 5400.0, "kv_bytes_per_token_f16": 23040.0, "ratio": 4.2667, "kv_bytes_fixed": 1451520, "layers_compressed": 30, "layers_total": 30, "not_compressed": \[\]' \
   "$work/good.json" || complain "report: $(cat "$work/good.json")"
 ours quiet KVTURBO_LOG=quiet "${completion[@]}" || complain "KVTURBO_LOG=quiet"
 expect_same "$(our_lines)" 0 "lines of ours when quiet"
