@@ -214,10 +214,6 @@ class KernelBench {
         codecs_.push_back(id);
       }
     }
-    if (!options_.codecs.empty()) return;
-    for (int id = KVT_CODEC_F16 + 1; kvt_codec_name(static_cast<kvt_codec_id>(id)) != nullptr; ++id) {
-      codecs_.push_back(static_cast<kvt_codec_id>(id));
-    }
   }
 
   void find_isas() {

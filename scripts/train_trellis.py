@@ -13,6 +13,7 @@ import sys
 import numpy as np
 
 INTEGER_MAX = 63  # level + 64 must fit 7 bits: the int8 kernels depend on it (docs/algorithm.md)
+SCALES = {3: (0.96, 1.08, 1.2), 4: (0.92, 1.04, 1.16)}  # format.md section 5, step 4
 STATES = 8  # state = t[e-1] | t[e-2] << 1 | t[e-3] << 2
 
 # For each state its two predecessors, dropped bit t[e-3] = 0 first, and the subsets z1 << 1 | z0 on the way.
@@ -89,7 +90,7 @@ def snap(levels):
     """The integer levels and step with the least error on a sample."""
     y = sphere(3, 1500, 128)[:400]
     best = None
-    for top in np.arange(48, INTEGER_MAX + 0.5, 0.25):
+    for top in np.arange(min(48, 3 * len(levels)), INTEGER_MAX + 0.5, 0.25):
         step = levels[-1] / top
         integers = np.round(levels / step)
         if integers[-1] > INTEGER_MAX:
@@ -104,16 +105,19 @@ def mean_and_error(x):
     return f"{x.mean():.6f} +- {x.std() / np.sqrt(len(x)):.6f}"
 
 
-def vector_errors(levels, d, rows=12000, batch=2000):
-    """Relative squared errors of vectors: matched norm (keys) and least squares (values)."""
+def vector_errors(levels, d, scales=(1,), rows=12000, batch=2000):
+    """Relative squared errors of vectors: matched norm (keys) and least squares (values); of several scales the best (format.md 5)."""
     matched, least = [], []
     y = sphere(4, rows, d)
     for part in np.split(y, range(batch, rows, batch)):
-        index, _ = tail_biting(levels, part.reshape(-1, d // 4))
-        q = levels[index].reshape(-1, d)
-        a, b = (part * q).sum(1), (q * q).sum(1)
-        matched.append(b * d / a**2 - 1)
-        least.append(1 - a**2 / (b * d))
+        tried = []
+        for scale in scales:
+            index, _ = tail_biting(levels, (scale * part).reshape(-1, d // 4))
+            q = levels[index].reshape(-1, d)
+            tried.append((part * q).sum(1) ** 2 / (q * q).sum(1))
+        merit = np.max(tried, 0) / d
+        matched.append(1 / merit - 1)
+        least.append(1 - merit)
     return np.concatenate(matched), np.concatenate(least)
 
 
@@ -129,9 +133,11 @@ def main():
             y = sphere(5, 3000, 128).reshape(-1, length)[:6000]
             errors = [tail_biting(levels, y)[1] / length for levels in (exact, snapped)]
             print(f"  chains of {length}: {mean_and_error(errors[0])}, snapped {mean_and_error(errors[1])}")
-        for d in (64, 128):
-            matched, least = vector_errors(snapped, d)
-            print(f"  vectors, d = {d}: matched {mean_and_error(matched)}, least squares {mean_and_error(least)}", flush=True)
+        for d in (64, 128, 256):
+            for scales in ((1,), SCALES.get(bits)):
+                if scales:
+                    matched, least = vector_errors(snapped, d, scales)
+                    print(f"  vectors, d = {d}, scales {scales}: matched {mean_and_error(matched)}, least squares {mean_and_error(least)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr kvt_codec_id kCoded[] = {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3};
+constexpr kvt_codec_id kCoded[] = {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3,
+                                   KVT_CODEC_K3V3,   KVT_CODEC_K2V2,     KVT_CODEC_K8V4};
 
 size_t norm_parts(kvt_codec_id codec, kvt_side side) { return codec == KVT_CODEC_HYBRID && side == KVT_KEY ? 2 : 1; }
 

@@ -1,6 +1,6 @@
 /* kvturbo: compressed KV cache for language-model inference. C API.
  *
- * What: keys and values are compressed to 3 to 4 bits as they are written, and attention runs straight on the codes
+ * What: keys and values are compressed to 2 to 8 bits as they are written, and attention runs straight on the codes
  * (docs/format.md defines the bytes, docs/algorithm.md the maths).
  *
  * Three ways to use it:
@@ -89,6 +89,11 @@ typedef enum kvt_codec_id {
   KVT_CODEC_HYBRID = 1,   /* K 3-bit Lloyd-Max + 1-bit QJL sign, V 3-bit Lloyd-Max */
   KVT_CODEC_SCALAR43 = 2, /* K 4-bit Lloyd-Max, V 3-bit Lloyd-Max */
   KVT_CODEC_K4V3 = 3,     /* K 4-bit trellis, V 3-bit trellis: the default of our programs */
+  KVT_CODEC_K3V3 = 4,     /* K 3-bit trellis, V 3-bit trellis */
+  KVT_CODEC_K3V2 = 5,     /* K 3-bit trellis, V 2-bit trellis */
+  KVT_CODEC_K2V2 = 6,     /* K 2-bit trellis, V 2-bit trellis */
+  KVT_CODEC_K8V4 = 7,     /* K 8-bit, V 4-bit trellis: for keys that fit no other codec */
+  KVT_CODEC_K8V3 = 8,     /* K 8-bit, V 3-bit trellis */
 
   KVT_CODEC_ID_RESERVED = 0x7FFFFFFF /* no codec: lets the type hold any number in C++ too */
 } kvt_codec_id;
