@@ -10,7 +10,7 @@ foreach(target plugin_graph_test plugin_dequantize)
 endforeach()
 
 # In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
-foreach(codec f16 hybrid scalar43 k4v3 k3v3 k2v2 k8v4)
+foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
   foreach(api 3 2)
     if(api EQUAL 3)
       set(folder "${KVTURBO_HOST_BIN}")
