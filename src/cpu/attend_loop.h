@@ -15,6 +15,7 @@
 #include <numbers>
 
 #include "cpu/attend_scratch.h"
+#include "cpu/expand_codes.h"
 #include "format/half.h"
 #include "format/rotation_tables.h"
 
@@ -40,12 +41,11 @@ inline void with_rows(unsigned n, Work work) {
   work.template operator()<kMax>();
 }
 
-// The level at each index that nibbles yield: the code's bits m, then for a trellis z1 and z0 (format.md 4.4), from low to high.
-// Entries repeat past n_levels, so that sign bits and other leftovers above an index do not matter.
-inline void fill_levels(const LevelTable& table, int offset, uint8_t* levels) {
-  const unsigned m_bits = table.bits - 1;
+// The level at each index that nibbles yield: m_bits bits of which the code's bits m are the lowest, then for a trellis z1 and z0
+// (format.md 4.4). Entries repeat past n_levels, so that sign bits and other leftovers above an index do not matter.
+inline void fill_levels(const LevelTable& table, unsigned m_bits, int offset, uint8_t* levels) {
   for (unsigned i = 0; i < 64; ++i) {
-    const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
+    const unsigned m = i & ((1u << (table.bits - 1)) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
     const unsigned index = table.trellis ? m << 2 | z1 << 1 | z0 : i & (table.n_levels() - 1);
     levels[i] = static_cast<uint8_t>(table.levels[index] + offset);
   }
@@ -214,14 +214,21 @@ struct PageWeights {
 template <class Isa>
 void add_values(const AttendBlock& b, const CodeScratch& code, const PageWeights& page) {
   const unsigned rows = row_count(b), d = b.value->head_dim;
-  const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value);
-  if (!direct) Isa::unpack_values(*b.value, code.value_levels, page.v_page, code.value);
+  const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value) && b.value->code_bits != 4;
+  const uint8_t* planes = page.v_page;
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (b.value->code_bits == 2 && has_value_blocks_only(*b.value)) {
+      expand_two_bit_values<Isa::kRegisterBytes>(d, page.v_page, code.value_planes);
+      planes = code.value_planes;
+    }
+  }
+  if (!direct) Isa::unpack_values(*b.value, code.value_levels, planes, code.value);
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
     const uint8_t* weight = page.weight + size_t{row} * 64;
     float* acc = b.acc + size_t{row} * d;
     const float *rescale = page.rescale + row, *unit = page.unit + row;
-    direct ? Isa::accumulate_page(*b.value, code.value_levels, page.v_page, weight, block, rescale, unit, acc)
+    direct ? Isa::accumulate_page(*b.value, code.value_levels, planes, weight, block, rescale, unit, acc)
            : Isa::accumulate_values(code.value, weight, block, d, rescale, unit, acc);
   }
   for (unsigned row = 0; page.has_exact && row < rows; ++row) add_exact_values(b, code, row);
@@ -233,8 +240,8 @@ void attend_codes(const AttendBlock& b) {
   const SoftmaxScratch soft(arena);
   const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
   const unsigned rows = row_count(b), d_k = b.key->head_dim;
-  fill_levels(*b.key->table, kLevelOffset, code.key_levels);
-  fill_levels(*b.value->table, 0, code.value_levels);
+  fill_levels(*b.key->table, 3, kLevelOffset, code.key_levels);
+  fill_levels(*b.value->table, b.value->code_bits == 4 ? 3 : 2, 0, code.value_levels);
   prepare_code_queries<Isa>(b, code);
   prepare_exact_values<Isa>(b, code);
   clear_state(b);
@@ -255,15 +262,23 @@ void attend_codes(const AttendBlock& b) {
     Isa::halves_to_floats(v_page + b.value->norm_offset, kPageTokens, soft.value_norm);
     const unsigned n_exact = first == 0 ? b.n_exact : 0;
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
-    const bool direct = rows <= Isa::kDirectRows;
-    if (!direct) Isa::unpack_keys(*b.key, code.key_levels, k_page, code.key, code.sign);
+    // Bytes are levels in the order of the scratch: nothing to unpack.
+    const bool bytes = b.key->code_bits == 8, direct = rows <= Isa::kDirectRows && !bytes;
+    const uint8_t *planes = k_page, *key = bytes ? k_page : code.key;
+    if constexpr (Isa::kRegisterBytes != 0) {
+      if (b.key->code_bits < 4) {
+        expand_keys<Isa::kRegisterBytes>(*b.key, k_page, code.key_planes);
+        planes = code.key_planes;
+      }
+    }
+    if (!direct && !bytes) Isa::unpack_keys(*b.key, code.key_levels, planes, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const int8_t *query = code.query + size_t{row} * d_k, *sketch_query = code.sketch_query + size_t{row} * d_k;
       if (direct) {
-        Isa::dot_page(*b.key, code.key_levels, k_page, query, sketch_query, block, code.sum, code.sum + 4 * 64);
+        Isa::dot_page(*b.key, code.key_levels, planes, query, sketch_query, block, code.sum, code.sum + 4 * 64);
       } else {
-        Isa::dot_keys(code.key, query, block, d_k, code.sum);
+        Isa::dot_keys(key, query, block, d_k, code.sum);
         if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
       }
       float new_max[4];

@@ -49,6 +49,8 @@ struct SoftmaxScratch {
 
 // Compressed codecs: everything is int8.
 struct CodeScratch {
+  uint8_t* key_planes;    // [4 tiles][head_dim_k / 8][64] a page of 2- or 3-bit keys as nibbles
+  uint8_t* value_planes;  // a page of 2-bit values in the 3-bit packing, at most half a byte a value
   uint8_t* key_levels;    // [64] level + kLevelOffset at each index that nibbles yield (fill_levels)
   uint8_t* value_levels;  // [64] level, two's complement
   int8_t* query;          // [kMaxRows][head_dim_k] R q / unit
@@ -66,7 +68,9 @@ struct CodeScratch {
   float* exact_value;        // [KVT_MAX_EXACT][head_dim_v] rotated, in units of acc
 
   CodeScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
-      : key_levels(arena.take<uint8_t>(64)),
+      : key_planes(arena.take<uint8_t>(size_t{32} * d_k)),
+        value_planes(arena.take<uint8_t>(size_t{32} * d_v)),
+        key_levels(arena.take<uint8_t>(64)),
         value_levels(arena.take<uint8_t>(64)),
         query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
         sketch_query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),

@@ -68,9 +68,6 @@ struct State {
   State(uint8_t* at, unsigned rows) : row_max(reinterpret_cast<float*>(at)), row_sum(row_max + rows), acc(row_sum + rows) {}
 };
 
-// The vector kernels know the packings of format.md 4.1 and 4.2 only.
-bool reads_nibbles(const SideLayout& layout) { return layout.code_bits == 0 || layout.code_bits == (layout.side == KVT_KEY ? 4 : 3); }
-
 void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, unsigned end_page, const State& state, uint8_t* scratch) {
   const kvt_attention& a = *call.args;
   AttendBlock block{};
@@ -110,8 +107,7 @@ void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, 
   block.row_sum = state.row_sum;
   block.acc = state.acc;
   block.scratch = scratch;
-  const KernelTable* kernels = reads_nibbles(*call.key) && reads_nibbles(*call.value) ? call.kernels : &kKernelsScalar;
-  kernels->attend(block);
+  call.kernels->attend(block);
 }
 
 // Adds the sinks, divides, rotates back and writes the rows of a unit. Spends the state.

@@ -53,6 +53,7 @@ inline __m256 exp_negative(__m256 x) {
 template <class Dot>
 struct Kernels256 : VectorCoder<8> {
   static constexpr unsigned kDirectRows = 2;  // 16 registers do not hold more rows beside the decoding
+  static constexpr unsigned kRegisterBytes = 32;
 
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
@@ -304,6 +305,19 @@ struct Kernels256 : VectorCoder<8> {
     return _mm256_or_si256(_mm256_or_si256(low, middle), high);
   }
 
+  // The subgroups of block h and, for k = 1, 2, 3, their words w - 1: of this block, but word 0 of each chain follows word 3 of the
+  // block before.
+  template <class RawBlock>
+  static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, __m256i* x, __m256i* before) {
+    raw_block(h, x);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_shuffle_epi32(x[k], 0x93);
+    if (planes.blocks > 1) {
+      __m256i last[4];
+      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+      for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_blend_epi32(before[k], _mm256_shuffle_epi32(last[k], 0x93), 0x11);
+    }
+  }
+
   // Index nibbles of the four subgroups of block h, for the half octet that `lines` points at.
   template <bool kTrellis>
   static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m256i* index) {
@@ -312,14 +326,8 @@ struct Kernels256 : VectorCoder<8> {
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    __m256i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
-    raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_shuffle_epi32(x[k], 0x93);
-    if (planes.blocks > 1) {
-      __m256i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_blend_epi32(before[k], _mm256_shuffle_epi32(last[k], 0x93), 0x11);
-    }
+    __m256i x[4], before[4];
+    words_before(planes, h, raw_block, x, before);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](__m256i at, __m256i p1, __m256i p2, __m256i p3) {
       const __m256i z1 = _mm256_and_si256(_mm256_xor_si256(p1, p3), _mm256_set1_epi8(0x44));
@@ -356,8 +364,38 @@ struct Kernels256 : VectorCoder<8> {
       }
     }
   }
+  // Trellis codes of 4 bits, whole nibbles: z0 chooses between two tables.
+  static void unpack_four_bit_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim, 4);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const __m256i table = load_table(levels), table_z0 = load_table(levels + 16), nibble = _mm256_set1_epi8(0x0f);
+    auto look_up = [&](__m256i index, __m256i z0) {  // index in the low nibbles, z0 in bit 7
+      index = _mm256_and_si256(index, nibble);
+      return _mm256_blendv_epi8(_mm256_shuffle_epi8(table, index), _mm256_shuffle_epi8(table_z0, index), z0);
+    };
+    for (unsigned i = 0; i < 16; ++i) {  // groups, octets, halves
+      const uint8_t* lines = page + i / 8 * planes.group_bytes() + i % 8 * 32;
+      int8_t* low_quad = value + (i / 8 * 8 + i % 8 / 2) * quad + i % 2 * 32;
+      for (unsigned h = 0; h < planes.blocks; ++h) {
+        auto raw_block = [&](unsigned block, __m256i* x) {
+          for (unsigned k = 0; k < 4; ++k) x[k] = load(lines + planes.line(k, block));
+        };
+        __m256i x[8], before[4];
+        words_before(planes, h, raw_block, x + 4, before);
+        for (unsigned k = 1; k < 4; ++k) x[k] = before[k];
+        for (unsigned k = 0; k < 4; ++k) {  // one, two and three steps back are x[k + 3], x[k + 2] and x[k + 1]
+          const __m256i flips = _mm256_and_si256(_mm256_xor_si256(x[k + 3], x[k + 1]), _mm256_set1_epi8(static_cast<char>(0x88)));
+          const __m256i merged = _mm256_xor_si256(x[k + 4], flips);
+          int8_t* to = low_quad + (size_t{64} * h + 16 * k) * 4;
+          store(to, look_up(merged, _mm256_slli_epi16(x[k + 2], 4)));
+          store(to + 4 * quad, look_up(_mm256_srli_epi16(merged, 4), x[k + 2]));
+        }
+      }
+    }
+  }
   static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
+    if (layout.code_bits == 4) return unpack_four_bit_values(layout, levels, page, value);
     layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 

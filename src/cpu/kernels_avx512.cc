@@ -31,6 +31,7 @@ inline __m512 exp_negative(__m512 x) {
 
 struct Avx512 : VectorCoder<16> {
   static constexpr unsigned kDirectRows = 4;
+  static constexpr unsigned kRegisterBytes = 64;
 
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
@@ -263,6 +264,19 @@ struct Avx512 : VectorCoder<16> {
     return _mm512_ternarylogic_epi32(low, middle, high, 0xfe);  // or
   }
 
+  // The subgroups of block h and, for k = 1, 2, 3, their words w - 1: of this block, but word 0 of each chain follows word 3 of the
+  // block before.
+  template <class RawBlock>
+  static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, __m512i* x, __m512i* before) {
+    raw_block(h, x);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_shuffle_epi32(x[k], static_cast<_MM_PERM_ENUM>(0x93));
+    if (planes.blocks > 1) {
+      __m512i last[4];
+      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+      for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_mask_shuffle_epi32(before[k], 0x1111, last[k], static_cast<_MM_PERM_ENUM>(0x93));
+    }
+  }
+
   // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
   template <bool kTrellis>
   static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
@@ -271,14 +285,8 @@ struct Avx512 : VectorCoder<16> {
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    __m512i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
-    raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_shuffle_epi32(x[k], static_cast<_MM_PERM_ENUM>(0x93));
-    if (planes.blocks > 1) {
-      __m512i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_mask_shuffle_epi32(before[k], 0x1111, last[k], static_cast<_MM_PERM_ENUM>(0x93));
-    }
+    __m512i x[4], before[4];
+    words_before(planes, h, raw_block, x, before);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](__m512i at, __m512i p1, __m512i p2, __m512i p3) {
       const __m512i merged = _mm512_xor_si512(at, _mm512_ternarylogic_epi32(p1, p3, _mm512_set1_epi8(0x44), 0x28));
@@ -312,8 +320,33 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
+  // Trellis codes of 4 bits, whole nibbles: five index bits.
+  static void unpack_four_bit_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim, 4);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const __m512i table = load(levels), nibble = _mm512_set1_epi8(0x0f), trellis_bit = _mm512_set1_epi8(static_cast<char>(0x88));
+    for (unsigned i = 0; i < 8; ++i) {  // groups, octets
+      const uint8_t* lines = page + i / 4 * planes.group_bytes() + i % 4 * 64;
+      int8_t* low_quad = value + (i / 4 * 8 + i % 4) * quad;
+      for (unsigned h = 0; h < planes.blocks; ++h) {
+        auto raw_block = [&](unsigned block, __m512i* x) {
+          for (unsigned k = 0; k < 4; ++k) x[k] = load(lines + planes.line(k, block));
+        };
+        __m512i x[8], before[4];
+        words_before(planes, h, raw_block, x + 4, before);
+        for (unsigned k = 1; k < 4; ++k) x[k] = before[k];
+        for (unsigned k = 0; k < 4; ++k) {  // one, two and three steps back are x[k + 3], x[k + 2] and x[k + 1]
+          const __m512i merged = _mm512_xor_si512(x[k + 4], _mm512_ternarylogic_epi32(x[k + 3], x[k + 1], trellis_bit, 0x28)), p2 = x[k + 2];
+          int8_t* to = low_quad + (size_t{64} * h + 16 * k) * 4;
+          store(to, _mm512_permutexvar_epi8(select(nibble, merged, _mm512_add_epi8(p2, p2)), table));
+          store(to + 4 * quad, _mm512_permutexvar_epi8(select(nibble, _mm512_srli_epi16(merged, 4), _mm512_srli_epi16(p2, 3)), table));
+        }
+      }
+    }
+  }
   static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
+    if (layout.code_bits == 4) return unpack_four_bit_values(layout, levels, page, value);
     layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 

@@ -29,6 +29,7 @@ inline float32x4_t exp_negative(float32x4_t x) {
 
 struct Neon : VectorCoder<4> {
   static constexpr unsigned kDirectRows = 4;
+  static constexpr unsigned kRegisterBytes = 16;
 
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(page + i);
@@ -283,18 +284,25 @@ struct Neon : VectorCoder<4> {
     return vbslq_u8(vdupq_n_u8(0x33), low, vshrq_n_u8(x2, 1));
   }
 
+  // The subgroups of block h and, for k = 1, 2, 3, their words w - 1: word 0 follows word 3 of the block before.
+  template <class RawBlock>
+  static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, uint8x16_t* x, uint8x16_t* before) {
+    uint8x16_t last[4];
+    raw_block(h, x);
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = vextq_u8(last[k], x[k], 12);
+  }
+
   // Index nibbles of the four subgroups of block h for a quarter of a line: 4 words, the words of one trellis chain.
   template <bool kTrellis>
   static void value_index(const ValuePlanes& planes, const uint8_t* quarter, unsigned h, uint8x16_t (&index)[4]) {
-    auto raw_block = [&](unsigned block, uint8x16_t (&x)[4]) {
+    auto raw_block = [&](unsigned block, uint8x16_t* x) {
       for (unsigned k = 0; k < 3; ++k) x[k] = load(quarter + planes.line(k, block));
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    uint8x16_t x[4], last[4], before[4];  // words w - 1: word 0 follows word 3 of the block before
-    raw_block(h, x);
-    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-    for (unsigned k = 1; k < 4; ++k) before[k] = vextq_u8(last[k], x[k], 12);
+    uint8x16_t x[4], before[4];
+    words_before(planes, h, raw_block, x, before);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](uint8x16_t at, uint8x16_t p1, uint8x16_t p2, uint8x16_t p3) {
       const uint8x16_t merged = veorq_u8(at, vandq_u8(veorq_u8(p1, p3), vdupq_n_u8(0x44)));
@@ -332,8 +340,36 @@ struct Neon : VectorCoder<4> {
       }
     }
   }
+  // Trellis codes of 4 bits, whole nibbles: five index bits.
+  static void unpack_four_bit_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim, 4);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const int8x16x2_t table = {{load_signed(levels), load_signed(levels + 16)}};
+    const uint8x16_t nibble = vdupq_n_u8(0x0f);
+    for (unsigned i = 0; i < 32; ++i) {  // groups, octets, quarters
+      const uint8_t* quarter = page + i / 16 * planes.group_bytes() + i % 16 * 16;
+      int8_t* low_quad = value + (i / 16 * 8 + i % 16 / 4) * quad + i % 4 * 16;
+      for (unsigned h = 0; h < planes.blocks; ++h) {
+        auto raw_block = [&](unsigned block, uint8x16_t* x) {
+          for (unsigned k = 0; k < 4; ++k) x[k] = load(quarter + planes.line(k, block));
+        };
+        uint8x16_t x[8], before[4];
+        words_before(planes, h, raw_block, x + 4, before);
+        for (unsigned k = 1; k < 4; ++k) x[k] = before[k];
+        for (unsigned k = 0; k < 4; ++k) {  // one, two and three steps back are x[k + 3], x[k + 2] and x[k + 1]
+          const uint8x16_t merged = veorq_u8(x[k + 4], vandq_u8(veorq_u8(x[k + 3], x[k + 1]), vdupq_n_u8(0x88)));
+          const uint8x16_t low = vandq_u8(vbslq_u8(nibble, merged, vshlq_n_u8(x[k + 2], 1)), vdupq_n_u8(0x1f));
+          const uint8x16_t high = vbslq_u8(nibble, vshrq_n_u8(merged, 4), vshrq_n_u8(x[k + 2], 3));
+          int8_t* to = low_quad + (size_t{64} * h + 16 * k) * 4;
+          vst1q_s8(to, vqtbl2q_s8(table, low));
+          vst1q_s8(to + 4 * quad, vqtbl2q_s8(table, high));
+        }
+      }
+    }
+  }
   static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
+    if (layout.code_bits == 4) return unpack_four_bit_values(layout, levels, page, value);
     layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 

@@ -8,6 +8,7 @@ namespace {
 
 struct Scalar {
   static constexpr unsigned kDirectRows = 0;
+  static constexpr unsigned kRegisterBytes = 0;  // none: unpack_plain reads every packing
   static void dot_page(const SideLayout&, const uint8_t*, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
   static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
 
