@@ -3,11 +3,13 @@
 
 Lloyd's iteration on Gaussian samples with the Viterbi algorithm in place of the nearest level; then, among steps whose integers stay at or
 below 63, the step with the least error. Prints the levels, and errors of circular chains of 16, 32 and 64 elements and of whole vectors
-(four chains; the norms of format.md section 5). tests/distortion_test.cc holds the library to the latter. Seeds are fixed. Needs numpy;
-takes about a minute.
+(four chains; the norms of format.md section 5, with one search and with the scale search of its step 4). tests/distortion_test.cc holds the
+library to the latter. --scales: instead, the three scales of a grid that leave the least error, and one and two of them. Seeds are fixed.
+Needs numpy; takes a few minutes.
 
-    scripts/train_trellis.py [bits ...]      default: 2 3 4
+    scripts/train_trellis.py [--scales] [bits ...]      default: 2 3 4
 """
+import itertools
 import sys
 
 import numpy as np
@@ -121,14 +123,37 @@ def vector_errors(levels, d, scales=(1,), rows=12000, batch=2000):
     return np.concatenate(matched), np.concatenate(least)
 
 
+def least_squares_errors(levels, y):
+    index, _ = tail_biting(levels, y.reshape(-1, y.shape[1] // 4))
+    q = levels[index].reshape(y.shape)
+    return 1 - (y * q).sum(1) ** 2 / ((q * q).sum(1) * y.shape[1])
+
+
+def print_best_scales(levels, rows=900):
+    """For one to three scales of a grid: the choice with the least sum, over d, of errors relative to a search of the whole grid."""
+    grid = np.arange(80, 133, 4) / 100
+    errors = {}
+    for d in (64, 128, 256):
+        y = sphere(11, rows, d)
+        errors[d] = np.array([least_squares_errors(levels, scale * y) for scale in grid])
+    for n in (1, 2, 3):
+        choices = itertools.combinations(range(len(grid)), n)
+        best = list(min(choices, key=lambda c: sum(e[list(c)].min(0).mean() / e.min(0).mean() for e in errors.values())))
+        print(f"  scales {grid[best].tolist()}: " + ", ".join(f"d = {d}: {e[best].min(0).mean():.5f}" for d, e in errors.items()), flush=True)
+
+
 def main():
-    for bits in [int(a) for a in sys.argv[1:]] or [2, 3, 4]:
+    arguments = [a for a in sys.argv[1:] if a != "--scales"]
+    for bits in [int(a) for a in arguments] or [2, 3, 4]:
         exact = train(bits)
         integers, step = snap(exact)
         half = len(exact) // 2
         print(f"T{bits}: levels {exact[half:].round(5).tolist()}")
         print(f"  snapped {integers[half:].astype(int).tolist()} step {step:.9f}")
         snapped = integers * np.float32(f"{step:.9f}")
+        if "--scales" in sys.argv:
+            print_best_scales(snapped)
+            continue
         for length in (16, 32, 64):
             y = sphere(5, 3000, 128).reshape(-1, length)[:6000]
             errors = [tail_biting(levels, y)[1] / length for levels in (exact, snapped)]

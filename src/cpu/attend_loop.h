@@ -202,6 +202,28 @@ inline void add_exact_values(const AttendBlock& b, const CodeScratch& s, unsigne
   }
 }
 
+// The codes of a page in a packing that the kernels read: the page itself, or what it expands to in scratch.
+template <class Isa>
+const uint8_t* readable_keys(const SideLayout& key, const uint8_t* page, uint8_t* scratch) {
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (key.code_bits < 4) {
+      expand_keys<Isa::kRegisterBytes>(key, page, scratch);
+      return scratch;
+    }
+  }
+  return page;
+}
+template <class Isa>
+const uint8_t* readable_values(const SideLayout& value, const uint8_t* page, uint8_t* scratch) {
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (value.code_bits == 2 && has_value_blocks_only(value)) {
+      expand_two_bit_values<Isa::kRegisterBytes>(value.head_dim, page, scratch);
+      return scratch;
+    }
+  }
+  return page;
+}
+
 // Weights of one page for all rows, waiting for its values.
 struct PageWeights {
   const uint8_t* v_page;  // nullptr: nothing waits
@@ -215,13 +237,7 @@ template <class Isa>
 void add_values(const AttendBlock& b, const CodeScratch& code, const PageWeights& page) {
   const unsigned rows = row_count(b), d = b.value->head_dim;
   const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value) && b.value->code_bits != 4;
-  const uint8_t* planes = page.v_page;
-  if constexpr (Isa::kRegisterBytes != 0) {
-    if (b.value->code_bits == 2 && has_value_blocks_only(*b.value)) {
-      expand_two_bit_values<Isa::kRegisterBytes>(d, page.v_page, code.value_planes);
-      planes = code.value_planes;
-    }
-  }
+  const uint8_t* planes = readable_values<Isa>(*b.value, page.v_page, code.value_planes);
   if (!direct) Isa::unpack_values(*b.value, code.value_levels, planes, code.value);
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
@@ -264,13 +280,7 @@ void attend_codes(const AttendBlock& b) {
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
     // Bytes are levels in the order of the scratch: nothing to unpack.
     const bool bytes = b.key->code_bits == 8, direct = rows <= Isa::kDirectRows && !bytes;
-    const uint8_t *planes = k_page, *key = bytes ? k_page : code.key;
-    if constexpr (Isa::kRegisterBytes != 0) {
-      if (b.key->code_bits < 4) {
-        expand_keys<Isa::kRegisterBytes>(*b.key, k_page, code.key_planes);
-        planes = code.key_planes;
-      }
-    }
+    const uint8_t *planes = readable_keys<Isa>(*b.key, k_page, code.key_planes), *key = bytes ? k_page : code.key;
     if (!direct && !bytes) Isa::unpack_keys(*b.key, code.key_levels, planes, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;

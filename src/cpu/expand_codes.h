@@ -1,8 +1,7 @@
 // Packings of 2 and 3 bits (format.md 4.3) as the ones that the vector kernels read: keys as nibble planes (4.1), 2-bit values
 // as 3-bit value planes (4.2). Kernels tell trellis bits by their place, so t goes to the field's highest bit and m keeps the
-// low ones: codes of b bits become  m | t << 3  for keys,  m | t << 2  for values, and fill_levels is given that many bits of
-// m. Three to six logic operations a line, from first-level cache to first-level cache. Included by attend_loop.h; internal
-// linkage.
+// low ones: codes become  m | t << 3  for keys,  m | t << 2  for values; fill_levels is told. Three to six logic operations a
+// line, within the first-level cache. Included by attend_loop.h; internal linkage.
 #ifndef KVT_CPU_EXPAND_CODES_H
 #define KVT_CPU_EXPAND_CODES_H
 

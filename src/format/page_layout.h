@@ -62,7 +62,7 @@ struct ValuePlanes {
   unsigned code_bits;
   unsigned blocks;  // nh: runs
   unsigned rest;    // m
-  constexpr explicit ValuePlanes(unsigned head_dim, unsigned bits = 3)
+  constexpr explicit ValuePlanes(unsigned head_dim, unsigned bits = 3)  // 3: section 4.2
       : code_bits(bits), blocks(head_dim / 64), rest(head_dim % 64 / 16) {}
   constexpr size_t group_bytes() const { return (size_t{code_bits} * blocks + stored_rest_lines(code_bits, rest)) * 256; }
   constexpr size_t line(unsigned k, unsigned h) const { return (size_t{k} * blocks + h) * 256; }  // stored line; c = 0
