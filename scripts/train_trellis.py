@@ -107,26 +107,22 @@ def mean_and_error(x):
     return f"{x.mean():.6f} +- {x.std() / np.sqrt(len(x)):.6f}"
 
 
+def merits(levels, y, scale):
+    """What of |y|^2 / d = 1 the levels found for scale * y explain: 1 - the least-squares error."""
+    index, _ = tail_biting(levels, (scale * y).reshape(-1, y.shape[1] // 4))
+    q = levels[index].reshape(y.shape)
+    return (y * q).sum(1) ** 2 / ((q * q).sum(1) * y.shape[1])
+
+
 def vector_errors(levels, d, scales=(1,), rows=12000, batch=2000):
     """Relative squared errors of vectors: matched norm (keys) and least squares (values); of several scales the best (format.md 5)."""
     matched, least = [], []
     y = sphere(4, rows, d)
     for part in np.split(y, range(batch, rows, batch)):
-        tried = []
-        for scale in scales:
-            index, _ = tail_biting(levels, (scale * part).reshape(-1, d // 4))
-            q = levels[index].reshape(-1, d)
-            tried.append((part * q).sum(1) ** 2 / (q * q).sum(1))
-        merit = np.max(tried, 0) / d
+        merit = np.max([merits(levels, part, scale) for scale in scales], 0)
         matched.append(1 / merit - 1)
         least.append(1 - merit)
     return np.concatenate(matched), np.concatenate(least)
-
-
-def least_squares_errors(levels, y):
-    index, _ = tail_biting(levels, y.reshape(-1, y.shape[1] // 4))
-    q = levels[index].reshape(y.shape)
-    return 1 - (y * q).sum(1) ** 2 / ((q * q).sum(1) * y.shape[1])
 
 
 def print_best_scales(levels, rows=900):
@@ -135,7 +131,7 @@ def print_best_scales(levels, rows=900):
     errors = {}
     for d in (64, 128, 256):
         y = sphere(11, rows, d)
-        errors[d] = np.array([least_squares_errors(levels, scale * y) for scale in grid])
+        errors[d] = np.array([1 - merits(levels, y, scale) for scale in grid])
     for n in (1, 2, 3):
         choices = itertools.combinations(range(len(grid)), n)
         best = list(min(choices, key=lambda c: sum(e[list(c)].min(0).mean() / e.min(0).mean() for e in errors.values())))
