@@ -226,7 +226,7 @@ class KernelBench {
       tables_.push_back(table);
     }
     if (!tables_.empty()) return;
-    for (const char* name : {"avx512", "avx2", "neon"}) {
+    for (const char* name : {"avx512", "avxvnni", "avx2", "neon"}) {
       if (const cpu::KernelTable* table = cpu::find_kernels(name)) tables_.push_back(table);
     }
     if (tables_.empty()) tables_.push_back(cpu::find_kernels("scalar"));

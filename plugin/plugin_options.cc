@@ -154,7 +154,7 @@ bool read_plugin_options(PluginOptions* options, std::string* error) {
   if (status != KVT_OK) {
     const std::string isa = value_of("KVTURBO_ISA");
     *error = status == KVT_ERROR_UNSUPPORTED_ISA && !isa.empty()
-                 ? "KVTURBO_ISA=" + isa + " names kernels that this CPU or build lacks. Unset it, or use scalar, avx2, avx512 or neon"
+                 ? "KVTURBO_ISA=" + isa + " names kernels that this CPU or build lacks. Unset it, or use scalar, avx2, avxvnni, avx512 or neon"
                  : std::string(kvt_status_string(status));
     return false;
   }

@@ -67,7 +67,7 @@ TEST_F(EngineEncode, RowsThatAreNotFiniteGetNanNormsAndZeroCodes) {
               if (cell % 64 != kCell) {
                 ASSERT_EQ(std::memcmp(page.data() + norm_offset + 2 * cell, before.data() + norm_offset + 2 * cell, 2), 0);
               }
-            for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+            for (const char* name : {"scalar", "avx2", "avxvnni", "avx512", "neon"}) {
               const kvt::cpu::KernelTable* kernels = kvt::cpu::find_kernels(name);
               if (kernels == nullptr) continue;
               std::vector<uint8_t> other = before;

@@ -1,6 +1,6 @@
 # Unit tests. Each binary runs once for each kernel table; on a machine or build without it the test skips.
 # Included by tests/CMakeLists.txt, which provides GTest, kvturbo_static and kvturbo_warnings.
-set(KVT_TEST_ISAS scalar avx2 avx512 neon)
+set(KVT_TEST_ISAS scalar avx2 avxvnni avx512 neon)
 find_package(Threads REQUIRED)
 
 foreach(name golden distortion attention exact_rows api engine_encode)

@@ -111,7 +111,7 @@ typedef struct kvt_codec kvt_codec;
 
 /* Creates a codec. head_dim_k and head_dim_v: 64, 80, 96, 112, 128, 192 or 256, and may differ.
  * The kernel table is chosen once per process: the best that CPU and operating system offer, or the one that the
- * environment variable KVTURBO_ISA names (scalar, avx2, avx512, neon).
+ * environment variable KVTURBO_ISA names (scalar, avx2, avxvnni, avx512, neon).
  * Returns KVT_OK and *codec (free it with kvt_codec_destroy), or KVT_ERROR_UNKNOWN_CODEC, KVT_ERROR_HEAD_DIM,
  * KVT_ERROR_UNSUPPORTED_ISA, KVT_ERROR_NO_MEMORY, and then *codec is unchanged. */
 KVT_API kvt_status kvt_codec_create(kvt_codec_id id, uint32_t head_dim_k, uint32_t head_dim_v, kvt_codec** codec);

@@ -105,11 +105,12 @@ void attend_exact(const AttendBlock& b, const ExactCells& exact, const SoftmaxSc
   if (exact.is_empty()) return;
   const unsigned d_k = b.key->head_dim, d_v = b.value->head_dim;
   prepare_row_queries(b, b.key_mean, half);
-  if (b.n_exact > 0 && exact.first_masks<Isa>(soft.mask)) attend_rows<Isa>(b, soft, half, b.exact_k, b.exact_v, b.n_exact);
+  if (b.n_exact > 0 && exact.first_masks<Isa>(soft.mask)) attend_rows<Isa>(b, soft, half, b.exact_k, b.exact_v, b.n_exact, b.exact_k);
   for (unsigned first = exact.begin_entry(); first < exact.end_entry(); first += kPageTokens) {
     const unsigned n = exact.end_entry() - first < kPageTokens ? exact.end_entry() - first : kPageTokens;
     exact.entry_masks(first, soft.mask);
-    attend_rows<Isa>(b, soft, half, b.recent_k + size_t{first} * d_k * 2, b.recent_v + size_t{first} * d_v * 2, n);
+    const uint8_t *k = b.recent_k + size_t{first} * d_k * 2, *next_k = k + size_t{kPageTokens} * d_k * 2;
+    attend_rows<Isa>(b, soft, half, k, b.recent_v + size_t{first} * d_v * 2, n, next_k);
   }
   // Codes accumulate sums of weight * level; finish_row multiplies R^T of them by step / d. So a value v counts as R v / step.
   for (unsigned row = 0; row < row_count(b); ++row) {

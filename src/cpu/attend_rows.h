@@ -20,9 +20,10 @@ inline void prepare_row_queries(const AttendBlock& b, const float* key_mean, con
   }
 }
 
-// Adds n <= 64 cells to the state: k [n][head_dim_k] and v [n][head_dim_v] fp16, their masks in soft.mask.
+// Adds n <= 64 cells to the state: k [n][head_dim_k] and v [n][head_dim_v] fp16, their masks in soft.mask. next_k: what is read next.
 template <class Isa>
-void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScratch& half, const uint8_t* k, const uint8_t* v, unsigned n) {
+void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScratch& half, const uint8_t* k, const uint8_t* v, unsigned n,
+                 const uint8_t* next_k) {
   const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
   // Few query rows read the fp16 rows as they are; many share one conversion.
   const bool direct = rows <= 4;
@@ -30,8 +31,8 @@ void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScr
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
     const float* query = half.query + size_t{row} * d_k;
-    direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k), n, query, block, d_k, soft.score)
-           : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
+    direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k), v - k, n, query, block, d_k, soft.score)
+           : Isa::dot_rows(half.key, 0, n, query, block, d_k, soft.score);
     float new_max[4];
     for (unsigned i = 0; i < block; ++i) {
       const unsigned r = row + i;
@@ -47,8 +48,8 @@ void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScr
     const unsigned block = rows - row < 4 ? rows - row : 4;
     const float* probability = soft.probability + size_t{row} * 64;
     float* acc = b.acc + size_t{row} * d_v;
-    direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v), n, probability, block, d_v, soft.rescale + row, acc)
-           : Isa::accumulate_rows(half.value, n, probability, block, d_v, soft.rescale + row, acc);
+    direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v), next_k - v, n, probability, block, d_v, soft.rescale + row, acc)
+           : Isa::accumulate_rows(half.value, 0, n, probability, block, d_v, soft.rescale + row, acc);
   }
 }
 
@@ -63,7 +64,8 @@ void attend_halves(const AttendBlock& b) {
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
-    attend_rows<Isa>(b, soft, half, b.k_pages + first / 64 * b.k_page_stride, b.v_pages + first / 64 * b.v_page_stride, n);
+    const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
+    attend_rows<Isa>(b, soft, half, k_page, b.v_pages + first / 64 * b.v_page_stride, n, k_page + b.k_page_stride);
   }
 }
 

@@ -72,6 +72,9 @@ extern const KernelTable kKernelsScalar;
 #ifdef KVT_HAVE_AVX2
 extern const KernelTable kKernelsAvx2;
 #endif
+#ifdef KVT_HAVE_AVXVNNI
+extern const KernelTable kKernelsAvxVnni;
+#endif
 #ifdef KVT_HAVE_AVX512
 extern const KernelTable kKernelsAvx512;
 #endif

@@ -440,26 +440,32 @@ struct Avx512 : VectorCoder<16> {
   static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }
   static __m512 load_row(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
-  // Rows that come straight from a page are fetched one page ahead, a row at a time: memory then keeps pace with the sums. The
-  // next page follows this one in the usual layout; elsewhere the hint is useless but harmless.
+  // Rows that come straight from a page are fetched one page ahead, line by line as the rows are read: memory then keeps pace with
+  // the sums. The next page follows this one in the usual layout; elsewhere the hint is useless but harmless.
   static void prefetch_ahead(const float*, unsigned) {}
-  static void prefetch_ahead(const Half* row, unsigned d) {
-    const char* next = reinterpret_cast<const char*>(row + size_t{kPageTokens} * d);
-    for (unsigned i = 0; i < 2 * d; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
+  static void prefetch_ahead(const Half* p, unsigned d) {
+    _mm_prefetch(reinterpret_cast<const char*>(p + size_t{kPageTokens} * d), _MM_HINT_T0);
   }
 
   template <unsigned R, class T>
   static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       __m512 total[R][4] = {};
-      for (unsigned j = 0; j < 4; ++j) prefetch_ahead(key + size_t{t + j} * d, d);
-      for (unsigned i = 0; t < n && i < d; i += 16) {
+      const T* row[4];
+      for (unsigned j = 0; j < 4; ++j) row[j] = key + size_t{t + j < n ? t + j : t} * d;
+      auto step = [&](unsigned i) {
         __m512 k[4];
-        for (unsigned j = 0; j < 4; ++j) k[j] = load_row(key + size_t{t + j < n ? t + j : t} * d + i);
+        for (unsigned j = 0; j < 4; ++j) k[j] = load_row(row[j] + i);
         for (unsigned r = 0; r < R; ++r) {
           const __m512 q = _mm512_loadu_ps(query + size_t{r} * d + i);
           for (unsigned j = 0; j < 4; ++j) total[r][j] = _mm512_fmadd_ps(k[j], q, total[r][j]);
         }
+      };
+      for (unsigned i = 0; t < n && i < d; i += 32) {
+        // The four rows' lines in the order of their addresses, which memory serves best.
+        for (unsigned j = 0; j < 4; ++j) prefetch_ahead(key + size_t{t} * d + 4 * i + 32 * j, d);
+        step(i);
+        if (i + 16 < d) step(i + 16);
       }
       for (unsigned r = 0; r < R; ++r) {
         for (unsigned j = 0; j < 4; ++j) score[r * 64 + t + j] = _mm512_reduce_add_ps(total[r][j]);
@@ -482,9 +488,10 @@ struct Avx512 : VectorCoder<16> {
       }
     }
     for (unsigned t = 0; t < n; ++t) {
-      if (first == 0) prefetch_ahead(value + size_t{t} * d, d);
+      const T* row = value + size_t{t} * d + first;
+      for (unsigned j = 0; j < C; j += 2) prefetch_ahead(row + 16 * j, d);
       __m512 v[C];
-      for (unsigned j = 0; j < C; ++j) v[j] = load_row(value + size_t{t} * d + first + 16 * j);
+      for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 16 * j);
       for (unsigned r = 0; r < R; ++r) {
         const float p = probability[r * 64 + t];
         if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
@@ -498,6 +505,8 @@ struct Avx512 : VectorCoder<16> {
   template <unsigned R, class T>
   static void accumulate_rows_all(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     unsigned i = 0;
+    // Few rows take 128 dims at once: memory is read in one go, not by halves of its rows.
+    for (; R <= 2 && i + 128 <= d; i += 128) accumulate_rows_block<R, R <= 2 ? 8 : 4>(value, n, probability, d, i, rescale, acc);
     for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, n, probability, d, i, rescale, acc);
     for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, n, probability, d, i, rescale, acc);
   }
