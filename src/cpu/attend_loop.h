@@ -320,8 +320,8 @@ void attend_halves(const AttendBlock& b) {
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const float* query = half.query + size_t{row} * d_k;
-      direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), n, query, block, d_k, soft.score)
-             : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
+      direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), v_page - k_page, n, query, block, d_k, soft.score)
+             : Isa::dot_rows(half.key, 0, n, query, block, d_k, soft.score);
       float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
@@ -336,8 +336,9 @@ void attend_halves(const AttendBlock& b) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const float* probability = soft.probability + size_t{row} * 64;
       float* acc = b.acc + size_t{row} * d_v;
-      direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), n, probability, block, d_v, soft.rescale + row, acc)
-             : Isa::accumulate_rows(half.value, n, probability, block, d_v, soft.rescale + row, acc);
+      const ptrdiff_t ahead = k_page + b.k_page_stride - v_page;
+      direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), ahead, n, probability, block, d_v, soft.rescale + row, acc)
+             : Isa::accumulate_rows(half.value, 0, n, probability, block, d_v, soft.rescale + row, acc);
     }
   }
 }
