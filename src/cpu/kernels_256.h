@@ -312,14 +312,10 @@ struct Kernels256 : VectorCoder<8> {
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    __m256i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
+    __m256i x[4], last[4], before[4];  // words w - 1: word 0 of each chain follows word 3 of the block before
     raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_shuffle_epi32(x[k], 0x93);
-    if (planes.blocks > 1) {
-      __m256i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_blend_epi32(before[k], _mm256_shuffle_epi32(last[k], 0x93), 0x11);
-    }
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_alignr_epi8(x[k], last[k], 12);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](__m256i at, __m256i p1, __m256i p2, __m256i p3) {
       const __m256i z1 = _mm256_and_si256(_mm256_xor_si256(p1, p3), _mm256_set1_epi8(0x44));

@@ -149,7 +149,7 @@ struct Avx512 : VectorCoder<16> {
     dot_keys(sign, query, n_rows, d, sum);
   }
 
-  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
+  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 each, and are shifted down at the end.
   // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
   template <unsigned R, unsigned T, KeyKind kKind>
   static void dot_page_block(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
@@ -157,9 +157,9 @@ struct Avx512 : VectorCoder<16> {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
     const unsigned d = layout.head_dim, n_lines = d / 8;
     const __m512i table = load(levels);
-    const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    const __m512i sign = _mm512_set1_epi8(0x08);
     for (unsigned tile = 0; tile < 4; tile += T) {
-      __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
+      __m512i total[R][T] = {}, sign_total[R][T] = {};
       for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
         for (unsigned j = 0; j < T; ++j) {
           const __m512i low = _mm512_permutexvar_epi8(index[j].low, table), high = _mm512_permutexvar_epi8(index[j].high, table);
@@ -169,8 +169,8 @@ struct Avx512 : VectorCoder<16> {
             total[r][j] = _mm512_dpbusd_epi32(total[r][j], high, broadcast_word(q + 4));
             if constexpr (kSigns) {
               const int8_t* s = sketch_query + size_t{r} * d + 8 * u;
-              low_total[r][j] = _mm512_dpbusd_epi32(low_total[r][j], _mm512_and_si512(index[j].low, low_sign), broadcast_word(s));
-              high_total[r][j] = _mm512_dpbusd_epi32(high_total[r][j], _mm512_and_si512(index[j].low, high_sign), broadcast_word(s + 4));
+              sign_total[r][j] = _mm512_dpbusd_epi32(sign_total[r][j], _mm512_and_si512(index[j].low, sign), broadcast_word(s));
+              sign_total[r][j] = _mm512_dpbusd_epi32(sign_total[r][j], _mm512_and_si512(index[j].high, sign), broadcast_word(s + 4));
             }
           }
         }
@@ -180,7 +180,7 @@ struct Avx512 : VectorCoder<16> {
           const size_t to = r * 64 + (tile + j) * 16;
           store(sum + to, total[r][j]);
           if constexpr (kSigns) {
-            store(sign_sum + to, _mm512_add_epi32(_mm512_srai_epi32(low_total[r][j], 3), _mm512_srai_epi32(high_total[r][j], 7)));
+            store(sign_sum + to, _mm512_srai_epi32(sign_total[r][j], 3));
           }
         }
       }
@@ -271,14 +271,10 @@ struct Avx512 : VectorCoder<16> {
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    __m512i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
+    __m512i x[4], last[4], before[4];  // words w - 1: word 0 of each chain follows word 3 of the block before
     raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_shuffle_epi32(x[k], static_cast<_MM_PERM_ENUM>(0x93));
-    if (planes.blocks > 1) {
-      __m512i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_mask_shuffle_epi32(before[k], 0x1111, last[k], static_cast<_MM_PERM_ENUM>(0x93));
-    }
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_alignr_epi8(x[k], last[k], 12);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](__m512i at, __m512i p1, __m512i p2, __m512i p3) {
       const __m512i merged = _mm512_xor_si512(at, _mm512_ternarylogic_epi32(p1, p3, _mm512_set1_epi8(0x44), 0x28));
