@@ -310,12 +310,9 @@ struct Kernels256 : VectorCoder<8> {
   template <class RawBlock>
   static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, __m256i* x, __m256i* before) {
     raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_shuffle_epi32(x[k], 0x93);
-    if (planes.blocks > 1) {
-      __m256i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_blend_epi32(before[k], _mm256_shuffle_epi32(last[k], 0x93), 0x11);
-    }
+    __m256i last[4];
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm256_alignr_epi8(x[k], last[k], 12);
   }
 
   // Index nibbles of the four subgroups of block h, for the half octet that `lines` points at.
@@ -484,15 +481,13 @@ struct Kernels256 : VectorCoder<8> {
   static __m256 load_row(const float* p) { return _mm256_loadu_ps(p); }
   static __m256 load_row(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
-  // Rows that come straight from a page are fetched one page ahead, line by line as the rows are read: memory then keeps pace with
-  // the sums. The next page follows this one in the usual layout; elsewhere the hint is useless but harmless.
-  static void prefetch_ahead(const float*, unsigned) {}
-  static void prefetch_ahead(const Half* p, unsigned d) {
-    _mm_prefetch(reinterpret_cast<const char*>(p + size_t{kPageTokens} * d), _MM_HINT_T0);
-  }
+  // While rows come straight from a page, the page `ahead` bytes on, the next to be read, is fetched line by line: memory then keeps
+  // pace with the sums.
+  static void prefetch_ahead(const float*, ptrdiff_t) {}
+  static void prefetch_ahead(const Half* p, ptrdiff_t ahead) { _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0); }
 
   template <unsigned R, class T>
-  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
+  static void dot_rows_block(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
     constexpr unsigned kTokens = R == 1 ? 8 : R == 2 ? 4 : 2;  // together: enough sums to hide the latency of the multiply-add
     for (unsigned t = 0; t < 64; t += kTokens) {
       __m256 total[R][kTokens] = {};
@@ -508,7 +503,7 @@ struct Kernels256 : VectorCoder<8> {
       };
       for (unsigned i = 0; t < n && i < d; i += 16) {
         // Half a line of each row is read: the rows' lines in the order of their addresses, which memory serves best.
-        for (unsigned j = 0; j < kTokens; j += 2) prefetch_ahead(key + size_t{t} * d + kTokens * i + 16 * j, d);
+        for (unsigned j = 0; j < kTokens; j += 2) prefetch_ahead(key + size_t{t} * d + kTokens * i + 16 * j, ahead);
         step(i);
         step(i + 8);
       }
@@ -518,13 +513,14 @@ struct Kernels256 : VectorCoder<8> {
     }
   }
   template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
+  static void dot_rows(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
+  static constexpr unsigned kRun = 16;  // tokens, so that memory is read in whole rows, not by parts of all rows of a page
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
   template <unsigned R, unsigned C, class T>
-  static void accumulate_rows_block(const T* value, unsigned begin, unsigned end, const float* probability, unsigned d, unsigned first,
+  static void accumulate_rows_block(const T* value, ptrdiff_t ahead, unsigned begin, unsigned end, const float* probability, unsigned d, unsigned first,
                                     const float* rescale, float* acc) {
     __m256 total[R][C];
     for (unsigned r = 0; r < R; ++r) {
@@ -535,7 +531,8 @@ struct Kernels256 : VectorCoder<8> {
     }
     for (unsigned t = begin; t < end; ++t) {
       const T* row = value + size_t{t} * d + first;
-      for (unsigned j = 0; j < C; j += 4) prefetch_ahead(row + 8 * j, d);
+      const T* line = value + size_t{begin} * d + first * kRun + (t - begin) * 8 * C;  // in the order of addresses, as above
+      for (unsigned j = 0; j < C; j += 4) prefetch_ahead(line + 8 * j, ahead);
       __m256 v[C];
       for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 8 * j);
       for (unsigned r = 0; r < R; ++r) {
@@ -549,20 +546,19 @@ struct Kernels256 : VectorCoder<8> {
     }
   }
   template <unsigned R, class T>
-  static void accumulate_rows_all(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  static void accumulate_rows_all(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     constexpr unsigned kTogether = R == 1 ? 8 : R == 2 ? 4 : 2;
-    constexpr unsigned kRun = 16;  // tokens, so that memory is read in whole rows, not by parts of all rows of a page
     for (unsigned t = 0; t < n; t += kRun) {
       const unsigned end = n - t < kRun ? n : t + kRun;
       unsigned i = 0;
-      for (; i + 8 * kTogether <= d; i += 8 * kTogether) accumulate_rows_block<R, kTogether>(value, t, end, probability, d, i, rescale, acc);
-      for (; i < d; i += 16) accumulate_rows_block<R, 2>(value, t, end, probability, d, i, rescale, acc);
+      for (; i + 8 * kTogether <= d; i += 8 * kTogether) accumulate_rows_block<R, kTogether>(value, ahead, t, end, probability, d, i, rescale, acc);
+      for (; i < d; i += 16) accumulate_rows_block<R, 2>(value, ahead, t, end, probability, d, i, rescale, acc);
     }
   }
   template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, n, probability, d, rescale, acc); });
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, ahead, n, probability, d, rescale, acc); });
   }
 };
 

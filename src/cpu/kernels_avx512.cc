@@ -150,7 +150,7 @@ struct Avx512 : VectorCoder<16> {
     dot_keys(sign, query, n_rows, d, sum);
   }
 
-  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
+  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 each, and are shifted down at the end.
   // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
   template <unsigned R, unsigned T, KeyKind kKind>
   static void dot_page_block(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
@@ -158,9 +158,9 @@ struct Avx512 : VectorCoder<16> {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
     const unsigned d = layout.head_dim, n_lines = d / 8;
     const __m512i table = load(levels);
-    const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    const __m512i sign = _mm512_set1_epi8(0x08);
     for (unsigned tile = 0; tile < 4; tile += T) {
-      __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
+      __m512i total[R][T] = {}, sign_total[R][T] = {};
       for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
         for (unsigned j = 0; j < T; ++j) {
           const __m512i low = _mm512_permutexvar_epi8(index[j].low, table), high = _mm512_permutexvar_epi8(index[j].high, table);
@@ -170,8 +170,8 @@ struct Avx512 : VectorCoder<16> {
             total[r][j] = _mm512_dpbusd_epi32(total[r][j], high, broadcast_word(q + 4));
             if constexpr (kSigns) {
               const int8_t* s = sketch_query + size_t{r} * d + 8 * u;
-              low_total[r][j] = _mm512_dpbusd_epi32(low_total[r][j], _mm512_and_si512(index[j].low, low_sign), broadcast_word(s));
-              high_total[r][j] = _mm512_dpbusd_epi32(high_total[r][j], _mm512_and_si512(index[j].low, high_sign), broadcast_word(s + 4));
+              sign_total[r][j] = _mm512_dpbusd_epi32(sign_total[r][j], _mm512_and_si512(index[j].low, sign), broadcast_word(s));
+              sign_total[r][j] = _mm512_dpbusd_epi32(sign_total[r][j], _mm512_and_si512(index[j].high, sign), broadcast_word(s + 4));
             }
           }
         }
@@ -181,7 +181,7 @@ struct Avx512 : VectorCoder<16> {
           const size_t to = r * 64 + (tile + j) * 16;
           store(sum + to, total[r][j]);
           if constexpr (kSigns) {
-            store(sign_sum + to, _mm512_add_epi32(_mm512_srai_epi32(low_total[r][j], 3), _mm512_srai_epi32(high_total[r][j], 7)));
+            store(sign_sum + to, _mm512_srai_epi32(sign_total[r][j], 3));
           }
         }
       }
@@ -269,12 +269,9 @@ struct Avx512 : VectorCoder<16> {
   template <class RawBlock>
   static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, __m512i* x, __m512i* before) {
     raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_shuffle_epi32(x[k], static_cast<_MM_PERM_ENUM>(0x93));
-    if (planes.blocks > 1) {
-      __m512i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_mask_shuffle_epi32(before[k], 0x1111, last[k], static_cast<_MM_PERM_ENUM>(0x93));
-    }
+    __m512i last[4];
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_alignr_epi8(x[k], last[k], 12);
   }
 
   // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
@@ -440,15 +437,13 @@ struct Avx512 : VectorCoder<16> {
   static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }
   static __m512 load_row(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
-  // Rows that come straight from a page are fetched one page ahead, line by line as the rows are read: memory then keeps pace with
-  // the sums. The next page follows this one in the usual layout; elsewhere the hint is useless but harmless.
-  static void prefetch_ahead(const float*, unsigned) {}
-  static void prefetch_ahead(const Half* p, unsigned d) {
-    _mm_prefetch(reinterpret_cast<const char*>(p + size_t{kPageTokens} * d), _MM_HINT_T0);
-  }
+  // While rows come straight from a page, the page `ahead` bytes on, the next to be read, is fetched line by line: memory then keeps
+  // pace with the sums.
+  static void prefetch_ahead(const float*, ptrdiff_t) {}
+  static void prefetch_ahead(const Half* p, ptrdiff_t ahead) { _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0); }
 
   template <unsigned R, class T>
-  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
+  static void dot_rows_block(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       __m512 total[R][4] = {};
       const T* row[4];
@@ -463,7 +458,7 @@ struct Avx512 : VectorCoder<16> {
       };
       for (unsigned i = 0; t < n && i < d; i += 32) {
         // The four rows' lines in the order of their addresses, which memory serves best.
-        for (unsigned j = 0; j < 4; ++j) prefetch_ahead(key + size_t{t} * d + 4 * i + 32 * j, d);
+        for (unsigned j = 0; j < 4; ++j) prefetch_ahead(key + size_t{t} * d + 4 * i + 32 * j, ahead);
         step(i);
         if (i + 16 < d) step(i + 16);
       }
@@ -473,13 +468,13 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
+  static void dot_rows(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
   template <unsigned R, unsigned C, class T>
-  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
+  static void accumulate_rows_block(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
                                     float* acc) {
     __m512 total[R][C];
     for (unsigned r = 0; r < R; ++r) {
@@ -489,7 +484,8 @@ struct Avx512 : VectorCoder<16> {
     }
     for (unsigned t = 0; t < n; ++t) {
       const T* row = value + size_t{t} * d + first;
-      for (unsigned j = 0; j < C; j += 2) prefetch_ahead(row + 16 * j, d);
+      const T* line = value + size_t{first} * kPageTokens + t * 16 * C;  // in the order of addresses, as above
+      for (unsigned j = 0; j < C; j += 2) prefetch_ahead(line + 16 * j, ahead);
       __m512 v[C];
       for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 16 * j);
       for (unsigned r = 0; r < R; ++r) {
@@ -503,17 +499,17 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <unsigned R, class T>
-  static void accumulate_rows_all(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  static void accumulate_rows_all(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     unsigned i = 0;
     // Few rows take 128 dims at once: memory is read in one go, not by halves of its rows.
-    for (; R <= 2 && i + 128 <= d; i += 128) accumulate_rows_block<R, R <= 2 ? 8 : 4>(value, n, probability, d, i, rescale, acc);
-    for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, n, probability, d, i, rescale, acc);
-    for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, n, probability, d, i, rescale, acc);
+    for (; R <= 2 && i + 128 <= d; i += 128) accumulate_rows_block<R, R <= 2 ? 8 : 4>(value, ahead, n, probability, d, i, rescale, acc);
+    for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, ahead, n, probability, d, i, rescale, acc);
+    for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, ahead, n, probability, d, i, rescale, acc);
   }
   template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, n, probability, d, rescale, acc); });
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, ahead, n, probability, d, rescale, acc); });
   }
 };
 

@@ -484,7 +484,7 @@ struct Neon : VectorCoder<4> {
     }
   }
   template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const T* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
   }
 
@@ -510,7 +510,7 @@ struct Neon : VectorCoder<4> {
     }
   }
   template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const T* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_block<R>(value, n, probability, d, rescale, acc); });
   }

@@ -108,7 +108,7 @@ struct Scalar {
   static float value_of(Half x) { return half_to_float(static_cast<uint16_t>(x.bytes[0] | x.bytes[1] << 8)); }
 
   template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const T* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     for (unsigned row = 0; row < n_rows; ++row) {
       for (unsigned t = 0; t < 64; ++t) {
         float total = 0;
@@ -118,7 +118,7 @@ struct Scalar {
     }
   }
   template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const T* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     for (unsigned row = 0; row < n_rows; ++row) {
       float* a = acc + size_t{row} * d;
