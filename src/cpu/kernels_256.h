@@ -477,7 +477,9 @@ struct Kernels256 : VectorCoder<8> {
     with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
-  static constexpr unsigned kRun = 16;  // tokens, so that memory is read in whole rows, not by parts of all rows of a page
+  // Tokens: rows that come from memory are read whole, not by parts of all rows of a page.
+  template <class T>
+  static constexpr unsigned kRun = sizeof(T) == sizeof(Half) ? 16 : kPageTokens;
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
   template <unsigned R, unsigned C, class T>
   static void accumulate_rows_block(const T* value, ptrdiff_t ahead, unsigned begin, unsigned end, const float* probability, unsigned d, unsigned first,
@@ -491,7 +493,7 @@ struct Kernels256 : VectorCoder<8> {
     }
     for (unsigned t = begin; t < end; ++t) {
       const T* row = value + size_t{t} * d + first;
-      const T* line = value + size_t{begin} * d + first * kRun + (t - begin) * 8 * C;  // in the order of addresses, as above
+      const T* line = value + size_t{begin} * d + first * kRun<T> + (t - begin) * 8 * C;  // in the order of addresses, as above
       for (unsigned j = 0; j < C; j += 4) prefetch_ahead(line + 8 * j, ahead);
       __m256 v[C];
       for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 8 * j);
@@ -508,8 +510,8 @@ struct Kernels256 : VectorCoder<8> {
   template <unsigned R, class T>
   static void accumulate_rows_all(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     constexpr unsigned kTogether = R == 1 ? 8 : R == 2 ? 4 : 2;
-    for (unsigned t = 0; t < n; t += kRun) {
-      const unsigned end = n - t < kRun ? n : t + kRun;
+    for (unsigned t = 0; t < n; t += kRun<T>) {
+      const unsigned end = n - t < kRun<T> ? n : t + kRun<T>;
       unsigned i = 0;
       for (; i + 8 * kTogether <= d; i += 8 * kTogether) accumulate_rows_block<R, kTogether>(value, ahead, t, end, probability, d, i, rescale, acc);
       for (; i < d; i += 16) accumulate_rows_block<R, 2>(value, ahead, t, end, probability, d, i, rescale, acc);
