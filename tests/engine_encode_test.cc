@@ -104,6 +104,25 @@ TEST_F(EngineEncode, HalvesKeepNanAndInfinity) {
   }
 }
 
+// The bytes of format/half.h in every table: NaNs of any payload become one NaN, ties go to even, the subnormal range rounds.
+TEST_F(EngineEncode, HalvesAreTheSameInEveryTable) {
+  const uint32_t patterns[] = {0x7f800001, 0xff812345, 0x7fc00000, 0xffffffff, 0x7f800000, 0xff800000, 0x00000000, 0x80000000,
+                               0x00000001, 0x33000000, 0x33000001, 0x387fe000, 0x38800000, 0x3f801000, 0x3f803000, 0x477fefff,
+                               0x477ff000, 0xc7800000};
+  std::vector<float> row(80);
+  for (size_t i = 0; i < row.size(); ++i) std::memcpy(&row[i], &patterns[i % std::size(patterns)], 4);
+  const kvt::SideLayout layout = kvt::make_side_layout(KVT_CODEC_F16, KVT_KEY, 80);
+  std::vector<uint8_t> expected(layout.page_bytes);
+  kvt::cpu::find_kernels("scalar")->encode_row(layout, row.data(), expected.data(), 5);
+  for (const char* name : {"avx2", "avxvnni", "avx512", "neon"}) {
+    const kvt::cpu::KernelTable* kernels = kvt::cpu::find_kernels(name);
+    if (kernels == nullptr) continue;
+    std::vector<uint8_t> page(layout.page_bytes);
+    kernels->encode_row(layout, row.data(), page.data(), 5);
+    EXPECT_EQ(page, expected) << name;
+  }
+}
+
 // Two kv heads, four queries. NaN rows of head 1 at cells 40 and 100: query 0 removes both, query 1 sees 40, query 2 sees 100,
 // query 3 sees both. Rows that see one are NaN; the others, and all of head 0, are bit for bit what they are without NaN.
 class NanCells {

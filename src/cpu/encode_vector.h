@@ -276,7 +276,21 @@ class VectorCoder {
 
   static void encode_f16(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
     uint8_t* row = page + size_t{slot} * layout.head_dim * 2;
-    for (unsigned i = 0; i < layout.head_dim; ++i) store_half(row + 2 * i, float_to_half(x[i]));
+    for (unsigned i = 0; i < layout.head_dim; i += N) {
+      I bits;
+      std::memcpy(&bits, x + i, sizeof bits);
+      const I nan = (bits & 0x7fffffff) > 0x7f800000;  // hardware keeps a NaN's payload, format/half.h does not
+      store_halves(reinterpret_cast<F>(nan ? (bits & static_cast<int32_t>(0x80000000u)) | 0x7fc00000 : bits), row + 2 * i);
+    }
+  }
+  static void store_halves(F x, uint8_t* to) {
+#if defined(__AVX512F__)
+    if constexpr (N == 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    if constexpr (N == 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    if constexpr (N == 4) vst1_u8(to, vreinterpret_u8_f16(vcvt_f16_f32(x)));
+#endif
   }
 };
 

@@ -92,7 +92,7 @@ struct Kernels256 : VectorCoder<8> {
   };
   // Calls visit(u, KeyLevels) for each line u of the half tile at `tile`; trellis lines come chain by chain.
   template <KeyKind kKind, class Visit>
-  static void for_each_key_line(const KeyTables& tables, const uint8_t* tile, unsigned n_lines, Visit visit) {
+  [[gnu::always_inline]] static void for_each_key_line(const KeyTables& tables, const uint8_t* tile, unsigned n_lines, Visit visit) {
     const __m256i nibble = _mm256_set1_epi8(0x0f);
     auto look_up = [&](__m256i x) {
       KeyLevels levels;
@@ -136,7 +136,7 @@ struct Kernels256 : VectorCoder<8> {
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
       const size_t tile = half_tile / 2, half = half_tile % 2 * 32;
-      for_each_key_line<kKind>(tables, page + tile * n_lines * 64 + half, n_lines, [&](unsigned u, const KeyLevels& line) {
+      for_each_key_line<kKind>(tables, page + tile * n_lines * 64 + half, n_lines, [&](unsigned u, const KeyLevels& line) __attribute__((always_inline)) {
         const size_t to = (tile * n_lines + u) * 128 + half;
         store(key + to, line.low);
         store(key + to + 64, line.high);
@@ -204,7 +204,7 @@ struct Kernels256 : VectorCoder<8> {
     for (unsigned half_tile = 0; half_tile < 8; ++half_tile) {
       const uint8_t* tile = page + size_t{half_tile / 2} * n_lines * 64 + half_tile % 2 * 32;
       __m256i total[R] = {}, sign_total[R] = {}, narrow_signs[R] = {};
-      for_each_key_line<kKind>(tables, tile, n_lines, [&](unsigned u, const KeyLevels& line) {
+      for_each_key_line<kKind>(tables, tile, n_lines, [&](unsigned u, const KeyLevels& line) __attribute__((always_inline)) {
         for (unsigned r = 0; r < R; ++r) {
           const int8_t* q = query + size_t{r} * d + 8 * u;
           total[r] = Dot::pair(total[r], line.low, broadcast_word(q), line.high, broadcast_word(q + 4));
@@ -317,8 +317,8 @@ struct Kernels256 : VectorCoder<8> {
 
   // Index nibbles of the four subgroups of block h, for the half octet that `lines` points at.
   template <bool kTrellis>
-  static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m256i* index) {
-    auto raw_block = [&](unsigned block, __m256i* x) {
+  [[gnu::always_inline]] static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m256i* index) {
+    auto raw_block = [&](unsigned block, __m256i* x) __attribute__((always_inline)) {
       for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, block));
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
@@ -428,17 +428,16 @@ struct Kernels256 : VectorCoder<8> {
                                const float* rescale, const float* unit, const uint8_t* page, float* acc) {
     const __m256i nibble = _mm256_set1_epi8(0x0f);
     __m256i total[R][S] = {};
-    for (unsigned group = 0; group < 2; ++group) {
-      for (unsigned c = 0; c < 4; ++c) {
-        __m256i x[S];
-        load_lines(page + group * group_bytes + c * 64, x);
-        for (unsigned k = 0; k < S; ++k) {
-          const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x[k], nibble));
-          const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x[k], 4), nibble));
-          for (unsigned r = 0; r < R; ++r) {
-            const uint8_t* w = weight + r * 64 + group * 32 + c * 4;
-            total[r][k] = Dot::pair(total[r][k], broadcast_word(w), low, broadcast_word(w + 16), high);
-          }
+#pragma GCC unroll 1  // gcc would unroll it, or not, as other code of the file goes, and take half as long again if it does
+    for (unsigned i = 0; i < 8; ++i) {  // groups and their octets
+      __m256i x[S];
+      load_lines(page + i / 4 * group_bytes + i % 4 * 64, x);
+      for (unsigned k = 0; k < S; ++k) {
+        const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x[k], nibble));
+        const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x[k], 4), nibble));
+        for (unsigned r = 0; r < R; ++r) {
+          const uint8_t* w = weight + r * 64 + i / 4 * 32 + i % 4 * 4;
+          total[r][k] = Dot::pair(total[r][k], broadcast_word(w), low, broadcast_word(w + 16), high);
         }
       }
     }
@@ -458,7 +457,7 @@ struct Kernels256 : VectorCoder<8> {
     const unsigned d = layout.head_dim;
     for (unsigned half = 0; half < 2; ++half) {
       for (unsigned h = 0; h < planes.blocks; ++h) {
-        auto block = [&](const uint8_t* lines, __m256i* x) { value_index<kTrellis>(planes, lines + 32 * half, h, x); };
+        auto block = [&](const uint8_t* lines, __m256i* x) __attribute__((always_inline)) { value_index<kTrellis>(planes, lines + 32 * half, h, x); };
         accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h + 8 * half, rescale, unit, page, acc);
       }
       for (unsigned j = 0; j < planes.rest; ++j) {
@@ -517,7 +516,9 @@ struct Kernels256 : VectorCoder<8> {
     with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
-  static constexpr unsigned kRun = 16;  // tokens, so that memory is read in whole rows, not by parts of all rows of a page
+  // Tokens: rows that come from memory are read whole, not by parts of all rows of a page.
+  template <class T>
+  static constexpr unsigned kRun = sizeof(T) == sizeof(Half) ? 16 : kPageTokens;
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
   template <unsigned R, unsigned C, class T>
   static void accumulate_rows_block(const T* value, ptrdiff_t ahead, unsigned begin, unsigned end, const float* probability, unsigned d, unsigned first,
@@ -531,7 +532,7 @@ struct Kernels256 : VectorCoder<8> {
     }
     for (unsigned t = begin; t < end; ++t) {
       const T* row = value + size_t{t} * d + first;
-      const T* line = value + size_t{begin} * d + first * kRun + (t - begin) * 8 * C;  // in the order of addresses, as above
+      const T* line = value + size_t{begin} * d + first * kRun<T> + (t - begin) * 8 * C;  // in the order of addresses, as above
       for (unsigned j = 0; j < C; j += 4) prefetch_ahead(line + 8 * j, ahead);
       __m256 v[C];
       for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 8 * j);
@@ -548,8 +549,8 @@ struct Kernels256 : VectorCoder<8> {
   template <unsigned R, class T>
   static void accumulate_rows_all(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     constexpr unsigned kTogether = R == 1 ? 8 : R == 2 ? 4 : 2;
-    for (unsigned t = 0; t < n; t += kRun) {
-      const unsigned end = n - t < kRun ? n : t + kRun;
+    for (unsigned t = 0; t < n; t += kRun<T>) {
+      const unsigned end = n - t < kRun<T> ? n : t + kRun<T>;
       unsigned i = 0;
       for (; i + 8 * kTogether <= d; i += 8 * kTogether) accumulate_rows_block<R, kTogether>(value, ahead, t, end, probability, d, i, rescale, acc);
       for (; i < d; i += 16) accumulate_rows_block<R, 2>(value, ahead, t, end, probability, d, i, rescale, acc);

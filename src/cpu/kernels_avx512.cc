@@ -64,7 +64,7 @@ struct Avx512 : VectorCoder<16> {
   };
   // Calls visit(u, KeyIndex[T]) for each line u of T consecutive tiles; trellis lines come chain by chain.
   template <KeyKind kKind, unsigned T, class Visit>
-  static void for_each_key_line(const uint8_t* tiles, unsigned n_lines, Visit visit) {
+  [[gnu::always_inline]] static void for_each_key_line(const uint8_t* tiles, unsigned n_lines, Visit visit) {
     const size_t tile_bytes = size_t{n_lines} * 64;
     KeyIndex index[T];
     if constexpr (kKind != KeyKind::kTrellis) {
@@ -107,7 +107,7 @@ struct Avx512 : VectorCoder<16> {
     const __m512i table = load(levels), one = _mm512_set1_epi8(1);
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned tile = 0; tile < 4; ++tile) {
-      for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
+      for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) __attribute__((always_inline)) {
         const size_t to = (size_t{tile} * n_lines + u) * 128;
         store(key + to, _mm512_permutexvar_epi8(index->low, table));
         store(key + to + 64, _mm512_permutexvar_epi8(index->high, table));
@@ -161,7 +161,7 @@ struct Avx512 : VectorCoder<16> {
     const __m512i sign = _mm512_set1_epi8(0x08);
     for (unsigned tile = 0; tile < 4; tile += T) {
       __m512i total[R][T] = {}, sign_total[R][T] = {};
-      for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
+      for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) __attribute__((always_inline)) {
         for (unsigned j = 0; j < T; ++j) {
           const __m512i low = _mm512_permutexvar_epi8(index[j].low, table), high = _mm512_permutexvar_epi8(index[j].high, table);
           for (unsigned r = 0; r < R; ++r) {
@@ -276,8 +276,8 @@ struct Avx512 : VectorCoder<16> {
 
   // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
   template <bool kTrellis>
-  static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
-    auto raw_block = [&](unsigned block, __m512i* x) {
+  [[gnu::always_inline]] static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
+    auto raw_block = [&](unsigned block, __m512i* x) __attribute__((always_inline)) {
       for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, block));
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
@@ -386,17 +386,16 @@ struct Avx512 : VectorCoder<16> {
   static void accumulate_lines(__m512i table, LoadLines load_lines, size_t group_bytes, const uint8_t* weight, unsigned d, unsigned first,
                                const float* rescale, const float* unit, const uint8_t* page, float* acc) {
     __m512i total[R][S] = {};
-    for (unsigned group = 0; group < 2; ++group) {
-      for (unsigned c = 0; c < 4; ++c) {
-        __m512i x[S];
-        load_lines(page + group * group_bytes + c * 64, x);
-        for (unsigned k = 0; k < S; ++k) {
-          const __m512i low = _mm512_permutexvar_epi8(x[k], table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x[k], 4), table);
-          for (unsigned r = 0; r < R; ++r) {
-            const uint8_t* w = weight + r * 64 + group * 32 + c * 4;
-            total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w), low);
-            total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w + 16), high);
-          }
+#pragma GCC unroll 1  // gcc would unroll it, or not, as other code of the file goes, and take half as long again if it does
+    for (unsigned i = 0; i < 8; ++i) {  // groups and their octets
+      __m512i x[S];
+      load_lines(page + i / 4 * group_bytes + i % 4 * 64, x);
+      for (unsigned k = 0; k < S; ++k) {
+        const __m512i low = _mm512_permutexvar_epi8(x[k], table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x[k], 4), table);
+        for (unsigned r = 0; r < R; ++r) {
+          const uint8_t* w = weight + r * 64 + i / 4 * 32 + i % 4 * 4;
+          total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w), low);
+          total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w + 16), high);
         }
       }
     }
@@ -415,7 +414,7 @@ struct Avx512 : VectorCoder<16> {
     const __m512i table = load(levels);
     const unsigned d = layout.head_dim;
     for (unsigned h = 0; h < planes.blocks; ++h) {
-      auto block = [&](const uint8_t* lines, __m512i* x) { value_index<kTrellis>(planes, lines, h, x); };
+      auto block = [&](const uint8_t* lines, __m512i* x) __attribute__((always_inline)) { value_index<kTrellis>(planes, lines, h, x); };
       accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h, rescale, unit, page, acc);
     }
     for (unsigned j = 0; j < planes.rest; ++j) {
