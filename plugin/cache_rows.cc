@@ -13,9 +13,9 @@ void encode_cells(CacheTensor* cache, int64_t stream, int64_t head, const float*
   for (size_t i = 0; i < n; ++i) {
     ggml_fp16_t half[KVT_MAX_HEAD_DIM];
     float* row = rows + i * d;
-    host().ggml_fp32_to_fp16_row(src + i * src_stride, half, cache->head_dim());
+    kvt_internal::floats_to_halves(cache->codec(), src + i * src_stride, d, half);
     if (cells[i] < cache->n_exact()) std::memcpy(cache->exact_row(stream, head, cells[i]), half, d * sizeof(ggml_fp16_t));
-    host().ggml_fp16_to_fp32_row(half, row, cache->head_dim());
+    kvt_internal::halves_to_floats(cache->codec(), half, d, row);
     if (cache->conditioner() != nullptr) cache->conditioner()->apply(head, row, row);
   }
   kvt_internal::encode_unchecked(cache->codec(), cache->side(), rows, d, n, cells, cache->head_pages(stream, head),

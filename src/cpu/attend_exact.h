@@ -40,23 +40,26 @@ class ExactCells {
     return any;
   }
 
-  // Entries [begin, end) of the newest cells hold all that any mask row attends.
-  unsigned begin_entry() const { return begin_; }
-  unsigned end_entry() const { return end_; }
-
-  // Masks of the first cells. Returns whether any is seen.
-  template <class Isa>
-  bool first_masks(float* mask) const {
-    return page_masks<Isa>(b_, 0, b_.n_exact < b_.n_cells ? b_.n_exact : b_.n_cells, mask);
+  // Rows, numbered: the first cells, then the entries that some mask row attends and those between them.
+  unsigned n_rows() const { return n_first() + (begin_ < end_ ? end_ - begin_ : 0); }
+  // n rows from row `first` on, one after another: where they are, or copied to scratch. rows_of_first, rows_of_entries: of that side.
+  const uint8_t* rows(unsigned first, unsigned n, const uint8_t* rows_of_first, const uint8_t* rows_of_entries, size_t row_bytes,
+                      uint8_t* scratch) const {
+    if (first >= n_first()) return rows_of_entries + (begin_ + first - n_first()) * row_bytes;
+    const unsigned left = n_first() - first, n_copied = n < left ? n : left;
+    std::memcpy(scratch, rows_of_first + first * row_bytes, n_copied * row_bytes);
+    if (n > n_copied) std::memcpy(scratch + n_copied * row_bytes, rows_of_entries + begin_ * row_bytes, (n - n_copied) * row_bytes);
+    return scratch;
   }
-  // Masks of the entries first .. first + 63: what a mask row does not attend exactly is masked out.
-  void entry_masks(unsigned first, float* mask) const {
+  // Masks of 64 rows from row `first` on: what a mask row does not attend exactly is masked out.
+  void row_masks(unsigned first, float* mask) const {
     for (unsigned m = 0; m < mask_row_count(b_); ++m) {
-      float* row = mask + size_t{m} * kPageTokens;
-      for (unsigned t = 0; t < kPageTokens; ++t) row[t] = kMinusInfinity;
+      float* to = mask + size_t{m} * kPageTokens;
+      for (unsigned t = 0; t < kPageTokens; ++t) to[t] = kMinusInfinity;
+      for (unsigned cell = first; cell < n_first() && cell < first + kPageTokens; ++cell) to[cell - first] = value_at(m, cell);
       for (unsigned i = 0; i < window_.count[m]; ++i) {
-        const unsigned t = window_.entry[size_t{m} * KVT_MAX_RECENT + i] - first;
-        if (t < kPageTokens) row[t] = b_.mask != nullptr ? half_to_float(mask_at(m, cell_at(m, i))) : 0.0f;
+        const unsigned t = n_first() + window_.entry[size_t{m} * KVT_MAX_RECENT + i] - begin_ - first;
+        if (t < kPageTokens) to[t] = value_at(m, cell_at(m, i));
       }
     }
   }
@@ -67,6 +70,8 @@ class ExactCells {
   unsigned cell_at(unsigned m, unsigned i) const {
     return static_cast<unsigned>(b_.recent_cells[window_.entry[size_t{m} * KVT_MAX_RECENT + i]]);
   }
+  unsigned n_first() const { return b_.n_exact < b_.n_cells ? b_.n_exact : b_.n_cells; }
+  float value_at(unsigned m, unsigned cell) const { return b_.mask != nullptr ? half_to_float(mask_at(m, cell)) : 0.0f; }
   uint16_t mask_at(unsigned m, unsigned cell) const {
     uint16_t h;
     std::memcpy(&h, mask_row(b_, m) + size_t{cell} * 2, sizeof h);
@@ -105,12 +110,12 @@ void attend_exact(const AttendBlock& b, const ExactCells& exact, const SoftmaxSc
   if (exact.is_empty()) return;
   const unsigned d_k = b.key->head_dim, d_v = b.value->head_dim;
   prepare_row_queries(b, b.key_mean, half);
-  if (b.n_exact > 0 && exact.first_masks<Isa>(soft.mask)) attend_rows<Isa>(b, soft, half, b.exact_k, b.exact_v, b.n_exact, b.exact_k);
-  for (unsigned first = exact.begin_entry(); first < exact.end_entry(); first += kPageTokens) {
-    const unsigned n = exact.end_entry() - first < kPageTokens ? exact.end_entry() - first : kPageTokens;
-    exact.entry_masks(first, soft.mask);
-    const uint8_t *k = b.recent_k + size_t{first} * d_k * 2, *next_k = k + size_t{kPageTokens} * d_k * 2;
-    attend_rows<Isa>(b, soft, half, k, b.recent_v + size_t{first} * d_v * 2, n, next_k);
+  for (unsigned first = 0; first < exact.n_rows(); first += kPageTokens) {
+    const unsigned n = exact.n_rows() - first < kPageTokens ? exact.n_rows() - first : kPageTokens;
+    exact.row_masks(first, soft.mask);
+    const uint8_t* k = exact.rows(first, n, b.exact_k, b.recent_k, size_t{d_k} * 2, half.key_rows);
+    const uint8_t* v = exact.rows(first, n, b.exact_v, b.recent_v, size_t{d_v} * 2, half.value_rows);
+    attend_rows<Isa>(b, soft, half, k, v, n, k);
   }
   // Codes accumulate sums of weight * level; finish_row multiplies R^T of them by step / d. So a value v counts as R v / step.
   for (unsigned row = 0; row < row_count(b); ++row) {

@@ -245,6 +245,11 @@ void finish_row(const SideLayout& value, float* acc, float denominator, float* o
   for (unsigned i = 0; i < d; ++i) out[i] = acc[i] * factor;
 }
 
+template <class Isa>
+constexpr KernelTable make_table(const char* name) {
+  return {name, Isa::encode_row, Isa::floats_to_halves, Isa::halves_to_floats, attend<Isa>, finish_row<Isa>};
+}
+
 }  // namespace
 }  // namespace kvt::cpu
 

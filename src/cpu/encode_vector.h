@@ -57,6 +57,15 @@ class VectorCoder {
     write_row(x, d, v);
   }
 
+  static void floats_to_halves(const float* from, size_t n, uint8_t* to) {
+    for (size_t i = 0; i < n; i += N) {
+      I bits;
+      std::memcpy(&bits, from + i, sizeof bits);
+      const I nan = (bits & 0x7fffffff) > 0x7f800000;  // hardware keeps a NaN's payload, format/half.h does not
+      store_halves(reinterpret_cast<F>(nan ? (bits & static_cast<int32_t>(0x80000000u)) | 0x7fc00000 : bits), to + 2 * i);
+    }
+  }
+
   static void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
     if (layout.codec == KVT_CODEC_F16) return encode_f16(layout, x, page, slot);
     encode(layout, *layout.table, x, page, slot);
@@ -275,13 +284,7 @@ class VectorCoder {
   }
 
   static void encode_f16(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
-    uint8_t* row = page + size_t{slot} * layout.head_dim * 2;
-    for (unsigned i = 0; i < layout.head_dim; i += N) {
-      I bits;
-      std::memcpy(&bits, x + i, sizeof bits);
-      const I nan = (bits & 0x7fffffff) > 0x7f800000;  // hardware keeps a NaN's payload, format/half.h does not
-      store_halves(reinterpret_cast<F>(nan ? (bits & static_cast<int32_t>(0x80000000u)) | 0x7fc00000 : bits), row + 2 * i);
-    }
+    floats_to_halves(x, layout.head_dim, page + size_t{slot} * layout.head_dim * 2);
   }
   static void store_halves(F x, uint8_t* to) {
 #if defined(__AVX512F__)

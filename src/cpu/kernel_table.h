@@ -62,6 +62,9 @@ struct KernelTable {
   const char* name;
   // Writes row x [head_dim] to a slot: the bytes of reference::encode_row.
   void (*encode_row)(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot);
+  // fp32 <-> fp16, nearest even; n: a multiple of 16.
+  void (*floats_to_halves)(const float* from, size_t n, uint8_t* to);
+  void (*halves_to_floats)(const uint8_t* from, size_t n, float* to);
   // Fills the state of a block.
   void (*attend)(const AttendBlock& block);
   // out[head_dim] <- (1 / denominator) * R^T acc, scaled to values; acc is overwritten.

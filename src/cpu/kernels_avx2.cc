@@ -20,6 +20,6 @@ using Avx2 = Kernels256<DotAvx2>;
 
 }  // namespace
 
-const KernelTable kKernelsAvx2 = {"avx2", Avx2::encode_row, attend<Avx2>, finish_row<Avx2>};
+const KernelTable kKernelsAvx2 = make_table<Avx2>("avx2");
 
 }  // namespace kvt::cpu

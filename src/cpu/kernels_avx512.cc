@@ -514,6 +514,6 @@ struct Avx512 : VectorCoder<16> {
 
 }  // namespace
 
-const KernelTable kKernelsAvx512 = {"avx512", Avx512::encode_row, attend<Avx512>, finish_row<Avx512>};
+const KernelTable kKernelsAvx512 = make_table<Avx512>("avx512");
 
 }  // namespace kvt::cpu

@@ -17,6 +17,6 @@ using AvxVnni = Kernels256<DotAvxVnni>;
 
 }  // namespace
 
-const KernelTable kKernelsAvxVnni = {"avxvnni", AvxVnni::encode_row, attend<AvxVnni>, finish_row<AvxVnni>};
+const KernelTable kKernelsAvxVnni = make_table<AvxVnni>("avxvnni");
 
 }  // namespace kvt::cpu

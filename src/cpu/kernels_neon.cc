@@ -518,6 +518,6 @@ struct Neon : VectorCoder<4> {
 
 }  // namespace
 
-const KernelTable kKernelsNeon = {"neon", Neon::encode_row, attend<Neon>, finish_row<Neon>};
+const KernelTable kKernelsNeon = make_table<Neon>("neon");
 
 }  // namespace kvt::cpu

@@ -12,6 +12,17 @@ struct Scalar {
   static void dot_page(const SideLayout&, const uint8_t*, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
   static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
 
+  static void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
+    reference::encode_row(layout, x, page, slot);
+  }
+  static void floats_to_halves(const float* from, size_t n, uint8_t* to) {
+    for (size_t i = 0; i < n; ++i) {
+      const uint16_t h = float_to_half(from[i]);
+      to[2 * i] = static_cast<uint8_t>(h);
+      to[2 * i + 1] = static_cast<uint8_t>(h >> 8);
+    }
+  }
+
   static void rotate_forward(const SignTable& signs, unsigned d, float* v) { reference::rotate_forward(signs, d, v); }
   static void rotate_backward(const SignTable& signs, unsigned d, float* v) { reference::rotate_backward(signs, d, v); }
   static void prefetch_page(const uint8_t*, size_t) {}
@@ -145,6 +156,6 @@ size_t attend_scratch_bytes(const SideLayout& key, const SideLayout& value) {
   return arena.used();
 }
 
-const KernelTable kKernelsScalar = {"scalar", reference::encode_row, attend<Scalar>, finish_row<Scalar>};
+const KernelTable kKernelsScalar = make_table<Scalar>("scalar");
 
 }  // namespace kvt::cpu
