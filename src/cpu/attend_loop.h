@@ -301,7 +301,7 @@ template <class Isa>
 void attend_halves(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
   const SoftmaxScratch soft(arena);
-  const HalfScratch half(arena, b.key->head_dim, b.value->head_dim);
+  const HalfScratch half(arena, b.key->head_dim);
   const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
   const float score_scale = b.softcap > 0 ? b.scale / b.softcap : b.scale;
   for (unsigned row = 0; row < rows; ++row) {
@@ -314,14 +314,11 @@ void attend_halves(const AttendBlock& b) {
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
-    // Few rows read the fp16 rows as they are; many rows share one conversion.
-    const bool direct = rows <= 4;
-    if (!direct) Isa::halves_to_floats(k_page, size_t{n} * d_k, half.key);
+    // Every four query rows convert the page anew: that costs less than a second copy of it in the first-level cache.
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const float* query = half.query + size_t{row} * d_k;
-      direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), v_page - k_page, n, query, block, d_k, soft.score)
-             : Isa::dot_rows(half.key, 0, n, query, block, d_k, soft.score);
+      Isa::dot_rows(reinterpret_cast<const Half*>(k_page), v_page - k_page, n, query, block, d_k, soft.score);
       float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
@@ -331,14 +328,12 @@ void attend_halves(const AttendBlock& b) {
       }
       exp_rows<Isa>(b, row, block, new_max, soft.score, soft.probability + size_t{row} * 64, soft.rescale);
     }
-    if (!direct) Isa::halves_to_floats(v_page, size_t{n} * d_v, half.value);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const float* probability = soft.probability + size_t{row} * 64;
       float* acc = b.acc + size_t{row} * d_v;
       const ptrdiff_t ahead = k_page + b.k_page_stride - v_page;
-      direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), ahead, n, probability, block, d_v, soft.rescale + row, acc)
-             : Isa::accumulate_rows(half.value, 0, n, probability, block, d_v, soft.rescale + row, acc);
+      Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), ahead, n, probability, block, d_v, soft.rescale + row, acc);
     }
   }
 }

@@ -83,16 +83,11 @@ struct CodeScratch {
         exact_value(arena.take<float>(size_t{KVT_MAX_EXACT} * d_v)) {}
 };
 
-// f16: everything is fp32.
+// f16: sums are fp32.
 struct HalfScratch {
   float* query;  // [kMaxRows][head_dim_k], scaled
-  float* key;    // [64][head_dim_k]
-  float* value;  // [64][head_dim_v]
 
-  HalfScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
-      : query(arena.take<float>(size_t{kMaxRows} * d_k)),
-        key(arena.take<float>(size_t{64} * d_k)),
-        value(arena.take<float>(size_t{64} * d_v)) {}
+  HalfScratch(ScratchArena& arena, unsigned d_k) : query(arena.take<float>(size_t{kMaxRows} * d_k)) {}
 };
 
 inline constexpr int kLevelOffset = 64;  // makes levels unsigned for the u8 x s8 products
