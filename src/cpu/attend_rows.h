@@ -25,14 +25,11 @@ template <class Isa>
 void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScratch& half, const uint8_t* k, const uint8_t* v, unsigned n,
                  const uint8_t* next_k) {
   const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
-  // Few query rows read the fp16 rows as they are; many share one conversion.
-  const bool direct = rows <= 4;
-  if (!direct) Isa::halves_to_floats(k, size_t{n} * d_k, half.key);
+  // Every four query rows convert the fp16 rows anew: that costs less than a second copy of them in the first-level cache.
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
     const float* query = half.query + size_t{row} * d_k;
-    direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k), v - k, n, query, block, d_k, soft.score)
-           : Isa::dot_rows(half.key, 0, n, query, block, d_k, soft.score);
+    Isa::dot_rows(reinterpret_cast<const Half*>(k), v - k, n, query, block, d_k, soft.score);
     float new_max[4];
     for (unsigned i = 0; i < block; ++i) {
       const unsigned r = row + i;
@@ -43,13 +40,11 @@ void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScr
     }
     exp_rows<Isa>(b, row, block, new_max, soft.score, soft.probability + size_t{row} * 64, soft.rescale);
   }
-  if (!direct) Isa::halves_to_floats(v, size_t{n} * d_v, half.value);
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
     const float* probability = soft.probability + size_t{row} * 64;
     float* acc = b.acc + size_t{row} * d_v;
-    direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v), next_k - v, n, probability, block, d_v, soft.rescale + row, acc)
-           : Isa::accumulate_rows(half.value, 0, n, probability, block, d_v, soft.rescale + row, acc);
+    Isa::accumulate_rows(reinterpret_cast<const Half*>(v), next_k - v, n, probability, block, d_v, soft.rescale + row, acc);
   }
 }
 

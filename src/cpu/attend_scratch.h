@@ -85,16 +85,12 @@ struct CodeScratch {
 struct HalfScratch {
   float* query;   // [kMaxRows][head_dim_k], scaled
   float* offset;  // [kMaxRows] added to scores
-  float* key;     // [64][head_dim_k]
-  float* value;   // [64][head_dim_v]
   uint8_t* key_rows;    // [64][head_dim_k] fp16, of exact rows that are not one after another
   uint8_t* value_rows;  // [64][head_dim_v]
 
   HalfScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
       : query(arena.take<float>(size_t{kMaxRows} * d_k)),
         offset(arena.take<float>(kMaxRows)),
-        key(arena.take<float>(size_t{64} * d_k)),
-        value(arena.take<float>(size_t{64} * d_v)),
         key_rows(arena.take<uint8_t>(size_t{64} * d_k * 2)),
         value_rows(arena.take<uint8_t>(size_t{64} * d_v * 2)) {}
 };

@@ -477,20 +477,18 @@ struct Kernels256 : VectorCoder<8> {
                           : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
-  static __m256 load_row(const float* p) { return _mm256_loadu_ps(p); }
   static __m256 load_row(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
   // While rows come straight from a page, the page `ahead` bytes on, the next to be read, is fetched line by line: memory then keeps
   // pace with the sums.
-  static void prefetch_ahead(const float*, ptrdiff_t) {}
   static void prefetch_ahead(const Half* p, ptrdiff_t ahead) { _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0); }
 
-  template <unsigned R, class T>
-  static void dot_rows_block(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
+  template <unsigned R>
+  static void dot_rows_block(const Half* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
     constexpr unsigned kTokens = R == 1 ? 8 : R == 2 ? 4 : 2;  // together: enough sums to hide the latency of the multiply-add
     for (unsigned t = 0; t < 64; t += kTokens) {
       __m256 total[R][kTokens] = {};
-      const T* row[kTokens];
+      const Half* row[kTokens];
       for (unsigned j = 0; j < kTokens; ++j) row[j] = key + size_t{t + j < n ? t + j : t} * d;
       auto step = [&](unsigned i) {
         __m256 k[kTokens];
@@ -511,17 +509,15 @@ struct Kernels256 : VectorCoder<8> {
       }
     }
   }
-  template <class T>
-  static void dot_rows(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const Half* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
-  // Tokens: rows that come from memory are read whole, not by parts of all rows of a page.
-  template <class T>
-  static constexpr unsigned kRun = sizeof(T) == sizeof(Half) ? 16 : kPageTokens;
+  // Tokens: rows are read from memory whole, not by parts of all rows of a page.
+  static constexpr unsigned kRun = 16;
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
-  template <unsigned R, unsigned C, class T>
-  static void accumulate_rows_block(const T* value, ptrdiff_t ahead, unsigned begin, unsigned end, const float* probability, unsigned d, unsigned first,
+  template <unsigned R, unsigned C>
+  static void accumulate_rows_block(const Half* value, ptrdiff_t ahead, unsigned begin, unsigned end, const float* probability, unsigned d, unsigned first,
                                     const float* rescale, float* acc) {
     __m256 total[R][C];
     for (unsigned r = 0; r < R; ++r) {
@@ -531,8 +527,8 @@ struct Kernels256 : VectorCoder<8> {
       }
     }
     for (unsigned t = begin; t < end; ++t) {
-      const T* row = value + size_t{t} * d + first;
-      const T* line = value + size_t{begin} * d + first * kRun<T> + (t - begin) * 8 * C;  // in the order of addresses, as above
+      const Half* row = value + size_t{t} * d + first;
+      const Half* line = value + size_t{begin} * d + first * kRun + (t - begin) * 8 * C;  // in the order of addresses, as above
       for (unsigned j = 0; j < C; j += 4) prefetch_ahead(line + 8 * j, ahead);
       __m256 v[C];
       for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 8 * j);
@@ -546,18 +542,17 @@ struct Kernels256 : VectorCoder<8> {
       for (unsigned j = 0; j < C; ++j) _mm256_storeu_ps(acc + size_t{r} * d + first + 8 * j, total[r][j]);
     }
   }
-  template <unsigned R, class T>
-  static void accumulate_rows_all(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  template <unsigned R>
+  static void accumulate_rows_all(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     constexpr unsigned kTogether = R == 1 ? 8 : R == 2 ? 4 : 2;
-    for (unsigned t = 0; t < n; t += kRun<T>) {
-      const unsigned end = n - t < kRun<T> ? n : t + kRun<T>;
+    for (unsigned t = 0; t < n; t += kRun) {
+      const unsigned end = n - t < kRun ? n : t + kRun;
       unsigned i = 0;
       for (; i + 8 * kTogether <= d; i += 8 * kTogether) accumulate_rows_block<R, kTogether>(value, ahead, t, end, probability, d, i, rescale, acc);
       for (; i < d; i += 16) accumulate_rows_block<R, 2>(value, ahead, t, end, probability, d, i, rescale, acc);
     }
   }
-  template <class T>
-  static void accumulate_rows(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, ahead, n, probability, d, rescale, acc); });
   }

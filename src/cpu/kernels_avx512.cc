@@ -433,19 +433,17 @@ struct Avx512 : VectorCoder<16> {
                           : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
-  static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }
   static __m512 load_row(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
   // While rows come straight from a page, the page `ahead` bytes on, the next to be read, is fetched line by line: memory then keeps
   // pace with the sums.
-  static void prefetch_ahead(const float*, ptrdiff_t) {}
   static void prefetch_ahead(const Half* p, ptrdiff_t ahead) { _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0); }
 
-  template <unsigned R, class T>
-  static void dot_rows_block(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
+  template <unsigned R>
+  static void dot_rows_block(const Half* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       __m512 total[R][4] = {};
-      const T* row[4];
+      const Half* row[4];
       for (unsigned j = 0; j < 4; ++j) row[j] = key + size_t{t + j < n ? t + j : t} * d;
       auto step = [&](unsigned i) {
         __m512 k[4];
@@ -466,14 +464,13 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  template <class T>
-  static void dot_rows(const T* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const Half* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
-  template <unsigned R, unsigned C, class T>
-  static void accumulate_rows_block(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
+  template <unsigned R, unsigned C>
+  static void accumulate_rows_block(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
                                     float* acc) {
     __m512 total[R][C];
     for (unsigned r = 0; r < R; ++r) {
@@ -482,8 +479,8 @@ struct Avx512 : VectorCoder<16> {
       }
     }
     for (unsigned t = 0; t < n; ++t) {
-      const T* row = value + size_t{t} * d + first;
-      const T* line = value + size_t{first} * kPageTokens + t * 16 * C;  // in the order of addresses, as above
+      const Half* row = value + size_t{t} * d + first;
+      const Half* line = value + size_t{first} * kPageTokens + t * 16 * C;  // in the order of addresses, as above
       for (unsigned j = 0; j < C; j += 2) prefetch_ahead(line + 16 * j, ahead);
       __m512 v[C];
       for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 16 * j);
@@ -497,16 +494,15 @@ struct Avx512 : VectorCoder<16> {
       for (unsigned j = 0; j < C; ++j) _mm512_storeu_ps(acc + size_t{r} * d + first + 16 * j, total[r][j]);
     }
   }
-  template <unsigned R, class T>
-  static void accumulate_rows_all(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  template <unsigned R>
+  static void accumulate_rows_all(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     unsigned i = 0;
     // Few rows take 128 dims at once: memory is read in one go, not by halves of its rows.
     for (; R <= 2 && i + 128 <= d; i += 128) accumulate_rows_block<R, R <= 2 ? 8 : 4>(value, ahead, n, probability, d, i, rescale, acc);
     for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, ahead, n, probability, d, i, rescale, acc);
     for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, ahead, n, probability, d, i, rescale, acc);
   }
-  template <class T>
-  static void accumulate_rows(const T* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, ahead, n, probability, d, rescale, acc); });
   }

@@ -462,11 +462,10 @@ struct Neon : VectorCoder<4> {
                           : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
-  static float32x4_t load_row(const float* p) { return vld1q_f32(p); }
   static float32x4_t load_row(const Half* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p->bytes))); }
 
-  template <unsigned R, class T>
-  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
+  template <unsigned R>
+  static void dot_rows_block(const Half* key, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       float32x4_t total[R][4] = {};
       for (unsigned i = 0; t < n && i < d; i += 4) {
@@ -483,13 +482,12 @@ struct Neon : VectorCoder<4> {
       }
     }
   }
-  template <class T>
-  static void dot_rows(const T* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const Half* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
   }
 
-  template <unsigned R, class T>
-  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  template <unsigned R>
+  static void accumulate_rows_block(const Half* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     for (unsigned i = 0; i < d; i += 16) {
       float32x4_t total[R][4];
       for (unsigned r = 0; r < R; ++r) {
@@ -509,8 +507,7 @@ struct Neon : VectorCoder<4> {
       }
     }
   }
-  template <class T>
-  static void accumulate_rows(const T* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_block<R>(value, n, probability, d, rescale, acc); });
   }

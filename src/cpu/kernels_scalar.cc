@@ -115,11 +115,9 @@ struct Scalar {
   static void halves_to_floats(const uint8_t* from, size_t n, float* to) {
     for (size_t i = 0; i < n; ++i) to[i] = half_to_float(static_cast<uint16_t>(from[2 * i] | from[2 * i + 1] << 8));
   }
-  static float value_of(float x) { return x; }
   static float value_of(Half x) { return half_to_float(static_cast<uint16_t>(x.bytes[0] | x.bytes[1] << 8)); }
 
-  template <class T>
-  static void dot_rows(const T* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const Half* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     for (unsigned row = 0; row < n_rows; ++row) {
       for (unsigned t = 0; t < 64; ++t) {
         float total = 0;
@@ -128,8 +126,7 @@ struct Scalar {
       }
     }
   }
-  template <class T>
-  static void accumulate_rows(const T* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     for (unsigned row = 0; row < n_rows; ++row) {
       float* a = acc + size_t{row} * d;
