@@ -3,6 +3,7 @@
 #include "cli_error.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -125,7 +126,8 @@ class DivergenceEval {
 
   void make_logits(const EvalCell& cell, EvalProgress& progress) const {
     const fs::path path = logits_path(cell);
-    const fs::path temporary = path.string() + ".tmp";  // an interrupted run leaves nothing under the final name
+    // An interrupted run leaves nothing under the final name, and two runs at once do not write one file.
+    const fs::path temporary = fmt::format("{}.{}.tmp", path.string(), getpid());
     progress.begin_step(group_name(cell) + ": base logits", 0);
     try {
       const HostRun run = run_host(cell, stock_f16_,

@@ -77,8 +77,9 @@ void EvalHost::append_log(const std::string& text) const {
   if (options_.log_path.empty()) return;
   std::ofstream file(options_.log_path, std::ios::app);
   file << text;
-  if (!file.flush())
+  if (!file.flush()) {
     throw CliError(kExitFailure, "log " + options_.log_path, "cannot be written", "give another file with --log");
+  }
 }
 
 HostRun EvalHost::run(const std::string& name, const std::vector<std::string>& arguments, const KvSetting& setting,

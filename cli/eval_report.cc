@@ -13,7 +13,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Two significant digits of a standard error say enough, three of the value.
+// Three significant digits.
 std::string number(double value) {
   if (value == 0) return "0";
   const int digits = std::clamp(2 - static_cast<int>(std::floor(std::log10(std::abs(value)))), 0, 6);

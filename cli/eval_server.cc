@@ -68,7 +68,10 @@ Completion EvalServer::complete(const std::vector<int>& prompt, unsigned n_predi
                                            {"cache_prompt", false},
                                            {"return_tokens", true},
                                            {"ignore_eos", true}});
-  return {answer.value("tokens", std::vector<int>()), answer.value("content", "")};
+  Completion completion{answer.value("tokens", std::vector<int>()), answer.value("content", "")};
+  if (completion.tokens.size() == n_predict) return completion;
+  throw CliError(kExitFailure, "llama-server (" + setting_.name + ")",
+                 fmt::format("it generated {} tokens of {}", completion.tokens.size(), n_predict), "use the pinned host");
 }
 
 CacheCost EvalServer::finish() {

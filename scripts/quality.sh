@@ -35,8 +35,12 @@ for model in "${models[@]}"; do
     "$program" eval -m "$model" --text "$text" -c "$contexts" --chunks "$chunks" --kv "$caches" --plot docs/plots --clean "$@" >"$scratch/tables"
     if [ ! -e "$scratch/head" ]; then head -n 1 "$scratch/tables" >"$scratch/head"; fi
     tail -n +3 "$scratch/tables" >>"$scratch/all"
-    printf '\n![KLD against bits](plots/kld_bits_%s_%s.svg) ![KLD against context](plots/kld_depth_%s_%s.svg)\n\n' \
-      "$model" "$text" "$model" "$text" >>"$scratch/all"
+    printf '\n' >>"$scratch/all"
+    for chart in kld_bits kld_depth; do
+      name="plots/${chart}_${model}_$text.svg"
+      if [ -e "docs/$name" ]; then printf '![%s](%s)\n' "$chart" "$name" >>"$scratch/all"; fi
+    done
+    printf '\n' >>"$scratch/all"
   done
 done
 for measure in --needle --greedy; do

@@ -8,7 +8,7 @@ cat "$TEST_SOURCE"/docs/*.md >"$work/prose.txt"
 # What needs no host.
 expect_exit 2 kvturbo eval
 expect_one_error_line "command line: --model is required; see kvturbo eval --help"
-expect_exit 2 kvturbo eval --quick --model smollm2-135m
+expect_exit 2 kvturbo eval --quick --kv q8_0
 expect_one_error_line "command line: .*excludes.*; see kvturbo eval --help"
 expect_exit 2 kvturbo eval -m smollm2-135m --kv q4_0,zip
 expect_one_error_line "--kv 'zip': neither a stock cache type nor a codec; stock: .*q4_0.*; ours: .*k4v3"
