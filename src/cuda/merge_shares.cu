@@ -1,0 +1,153 @@
+// The second launch of an attention call: one block for each output row adds up the shares of the blocks that met its unit, attends the
+// exact rows, and rotates back.
+#include <cuda_fp16.h>
+
+#include "cuda/element_types.cuh"
+#include "cuda/launch_overlapped.cuh"
+#include "cuda/row_visibility.cuh"
+#include "cuda/warp_mma.cuh"
+#include "cuda/warp_rotation.cuh"
+#include "cuda/work_split.cuh"
+
+namespace kvt::cuda {
+namespace {
+
+constexpr int kMergeThreads = 128, kMergers = kMergeThreads / 32;
+
+// What a warp has so far: v in the basis of the partial results, exact in the caller's.
+template <int N>
+struct Accumulated {
+  float largest = -INFINITY, sum = 0, v[N] = {}, exact[N] = {};
+
+  // Makes room for a score; returns the factor of its weight. A score of -inf has weight 0, and nothing must be read of it.
+  __device__ float admit(float score) {
+    const float grown = fmaxf(largest, score), keep = largest == -INFINITY ? 0.0f : exp2_fast(largest - grown);
+    largest = grown;
+    sum *= keep;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      v[i] *= keep;
+      exact[i] *= keep;
+    }
+    return exp2_fast(score - grown);
+  }
+};
+
+template <int kDimK, int N, class Row>
+__device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp, int lane,
+                                  Accumulated<N>& total) {
+  const kvt_cuda_attention& a = call.args;
+  RowView view(call, stream, head, row, cells);
+  view.first = 0;
+  const char* q = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
+                  (head * a.n_group + row % a.n_group) * a.q_head_stride;
+  const char* scale = a.key_scale == nullptr ? nullptr : reinterpret_cast<const char*>(a.key_scale) + head * a.key_scale_head_stride;
+  const char* keys = reinterpret_cast<const char*>(a.exact_k) + stream * a.exact_k_stream_stride + head * a.exact_k_head_stride;
+  const char* values = reinterpret_cast<const char*>(a.exact_v) + stream * a.exact_v_stream_stride + head * a.exact_v_head_stride;
+  for (int e = warp; e < static_cast<int>(a.n_exact) && e < view.end; e += kMergers) {
+    const __half* key = reinterpret_cast<const __half*>(keys) + e * kDimK;
+    float dot = 0;
+    for (int i = lane; i < kDimK; i += 32) {
+      dot += load_element(q, a.q_type, i) * (scale == nullptr ? 1.0f : reinterpret_cast<const float*>(scale)[i]) * __half2float(key[i]);
+    }
+    const float score = view.score(warp_sum(dot) * a.scale * kLog2e, e);
+    if (score == -INFINITY) continue;
+    const float weight = total.admit(score);
+    total.sum += weight;
+    const __half* value = reinterpret_cast<const __half*>(values) + e * 32 * N;
+#pragma unroll
+    for (int i = 0; i < N; ++i) total.exact[i] = fmaf(weight, __half2float(value[Row::coordinate(i, lane)]), total.exact[i]);
+  }
+}
+
+template <int kDimK, int kDimV, bool kCodes>
+__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ AttendCall call) {
+  using Row = WarpRow<kDimV>;
+  constexpr int N = Row::kCount;
+  __shared__ float largest_of[kMergers], sum_of[kMergers], parts[kMergers][2][kDimV];
+  const kvt_cuda_attention& a = call.args;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t unit = blockIdx.x / call.n_rows, row = blockIdx.x % call.n_rows, stream = unit / a.n_kv_heads, head = unit % a.n_kv_heads;
+
+  wait_for_predecessor();
+  const PageCount count = count_pages(a, stream);
+  const int all = count.all * static_cast<int>(a.n_kv_heads), cells = stream_cells(a, stream), pages = pages_of_cells(cells);
+  const int first = count.before * static_cast<int>(a.n_kv_heads) + static_cast<int>(head) * pages;
+  Accumulated<N> total;
+  if (pages > 0) {
+    const uint32_t n_busy = busy_blocks(call.n_blocks, all), last = block_of_page(first + pages - 1, n_busy, all);
+#pragma unroll 4
+    for (uint32_t block = block_of_page(first, n_busy, all) + warp; block <= last; block += kMergers) {
+      const size_t at = static_cast<size_t>(block + unit) * call.n_rows + row;
+      const float largest = call.partial_max[at], sum = call.partial_sum[at];
+      float v[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[i] = call.partial_acc[at * kDimV + Row::coordinate(i, lane)];
+      if (largest == -INFINITY && sum == 0) continue;  // nothing was seen there
+      const float weight = total.admit(largest);
+      total.sum = fmaf(weight, sum, total.sum);
+#pragma unroll
+      for (int i = 0; i < N; ++i) total.v[i] = fmaf(weight, v[i], total.v[i]);
+    }
+  }
+  if constexpr (kCodes) {
+    if (a.n_exact > 0) attend_exact_rows<kDimK, N, Row>(call, stream, head, row, cells, warp, lane, total);
+  }
+
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    parts[warp][0][Row::coordinate(i, lane)] = total.v[i];
+    parts[warp][1][Row::coordinate(i, lane)] = total.exact[i];
+  }
+  if (lane == 0) {
+    largest_of[warp] = total.largest;
+    sum_of[warp] = total.sum;
+  }
+  __syncthreads();
+  if (warp != 0) return;
+  const uint32_t q_head = head * a.n_group + row % a.n_group;
+  const float sink = a.sinks == nullptr ? -INFINITY : a.sinks[q_head] * kLog2e;
+  float largest = sink;
+  for (int w = 0; w < kMergers; ++w) largest = fmaxf(largest, largest_of[w]);
+  float sum = sink == -INFINITY ? 0.0f : exp2_fast(sink - largest), v[N] = {}, exact[N] = {};
+  for (int w = 0; w < kMergers; ++w) {
+    // A NaN sum stays NaN, whatever its maximum.
+    const float weight = largest_of[w] == -INFINITY ? 0.0f : exp2_fast(largest_of[w] - largest);
+    sum += weight * sum_of[w];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      v[i] += weight * parts[w][0][Row::coordinate(i, lane)];
+      exact[i] += weight * parts[w][1][Row::coordinate(i, lane)];
+    }
+  }
+  const float inverse = sum == 0 ? 0.0f : 1.0f / sum;  // a row without cells is zero
+  if constexpr (kCodes) {
+    Row::transform(v, lane);
+    Row::flip(call.signs[0], v, lane);
+  }
+  char* out = static_cast<char*>(a.out) + stream * a.out_stream_stride + row / a.n_group * a.out_query_stride + q_head * a.out_head_stride;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    store_element(out, a.out_type, Row::coordinate(i, lane), (v[i] * (kCodes ? call.value_factor : 1.0f) + exact[i]) * inverse);
+  }
+}
+
+template <int kDimK, int kDimV>
+void launch_dims(const AttendCall& call, cudaStream_t stream, bool overlap) {
+  const dim3 grid(call.args.n_streams * call.args.n_kv_heads * call.n_rows);
+  call.args.codec == KVT_CODEC_F16 ? launch_overlapped(merge_kernel<kDimK, kDimV, false>, grid, kMergeThreads, 0, stream, overlap, call)
+                                   : launch_overlapped(merge_kernel<kDimK, kDimV, true>, grid, kMergeThreads, 0, stream, overlap, call);
+}
+
+}  // namespace
+
+void launch_merge(const AttendCall& call, cudaStream_t stream, bool overlap) {
+  switch (call.args.head_dim_k) {
+    case 64: return launch_dims<64, 64>(call, stream, overlap);
+    case 128: return launch_dims<128, 128>(call, stream, overlap);
+    case 192: return launch_dims<192, 128>(call, stream, overlap);
+    default: return launch_dims<256, 256>(call, stream, overlap);
+  }
+}
+
+}  // namespace kvt::cuda
