@@ -27,6 +27,7 @@ struct Shape {
 struct Options {
   bool decode = true, encode = true, sustained = false, quick = false;
   std::string codec;  // only this one beside f16
+  std::vector<Shape> shapes;  // instead of the table's
 };
 
 struct Timing {
@@ -191,6 +192,7 @@ void bench_decode(const Options& options, bool sustained) {
       if (!sustained && !(options.quick && n_group != 4)) shapes.push_back({n_streams, n_cells, n_group, 4});
     }
   }
+  if (!options.shapes.empty()) shapes = options.shapes;
   const int launches = sustained ? 160 : 5;
   std::printf("\n%s, %u kv heads, head dim %u; us of one step, GB/s of the pages read, times faster than f16, SM clock\n\n",
               sustained ? "Decode, sustained (power limit)" : "Decode, boost clock", kHeads, kDim);
@@ -276,7 +278,7 @@ void bench_encode(const Options& options) {
 
 int usage() {
   std::fprintf(stderr,
-               "usage: kvturbo_cuda_bench [--quick] [--decode | --encode | --sustained] [--codec NAME]\n"
+               "usage: kvturbo_cuda_bench [--quick] [--decode | --encode | --sustained] [--codec NAME] [--shape B,CELLS,G,N_Q]...\n"
                "  Tables of decode attention over f16 and of encoding; --sustained: seconds of one kernel, at the power limit.\n");
   return 2;
 }
@@ -296,6 +298,11 @@ int main(int argc, char** argv) {
     } else if (arg == "--sustained") {
       options.sustained = true;
       options.decode = options.encode = false;
+    } else if (arg == "--shape" && i + 1 < argc) {
+      Shape s{};
+      if (std::sscanf(argv[++i], "%u,%u,%u,%u", &s.n_streams, &s.n_cells, &s.n_group, &s.n_queries) != 4) return usage();
+      if (s.n_streams == 0 || s.n_cells == 0 || s.n_cells % KVT_PAGE_TOKENS != 0) return usage();
+      options.shapes.push_back(s);
     } else if (arg == "--codec" && i + 1 < argc) {
       options.codec = argv[++i];
     } else {

@@ -54,49 +54,62 @@ struct QueryArea {
   }
   __device__ const int8_t* row(int pass, int r) const { return q + (pass * n_rows + r) * Shape::kDimK; }
 
-  // For the whole block; one warp a row. base_row: the first row of the block.
+  // For the whole block; a warp takes a few rows at a time, so that their latencies overlap. base_row: the first row of the block.
   __device__ void prepare(const AttendCall& call, uint32_t stream, uint32_t head, int base_row) const {
     using Row = WarpRow<Shape::kDimK>;
+    constexpr int kBatch = 2 * Shape::kRowBlocks;
     const kvt_cuda_attention& a = call.args;
     const int lane = threadIdx.x % 32;
-    for (int r = threadIdx.x / 32; r < n_rows; r += blockDim.x / 32) {
-      float v[Row::kCount] = {};
-      const uint32_t row = base_row + r;
-      if (row < call.n_rows) {
+    const float* scale = a.key_scale == nullptr ? nullptr
+                                                : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_scale) +
+                                                                                 head * a.key_scale_head_stride);
+    for (int first = threadIdx.x / 32 * kBatch; first < n_rows; first += blockDim.x / 32 * kBatch) {
+      float v[kBatch][Row::kCount], poison[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const uint32_t row = base_row + first + b;
+        const bool valid = row < call.n_rows;
         const char* from = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
                            (head * a.n_group + row % a.n_group) * a.q_head_stride;
-        const float* scale = a.key_scale == nullptr ? nullptr
-                                                    : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_scale) +
-                                                                                     head * a.key_scale_head_stride);
 #pragma unroll
-        for (int i = 0; i < Row::kCount; ++i) {
-          const int at = Row::coordinate(i, lane);
-          v[i] = load_element(from, a.q_type, at) * (scale == nullptr ? 1.0f : scale[at]);
-        }
+        for (int i = 0; i < Row::kCount; ++i) v[b][i] = valid ? load_element(from, a.q_type, Row::coordinate(i, lane)) : 0.0f;
       }
-      float poison = 0;  // NaN if a coordinate is not finite: then so is the row's result, as in fp16
 #pragma unroll
-      for (int i = 0; i < Row::kCount; ++i) poison += v[i] * 0.0f;
-      poison = warp_sum(poison);
-      for (int pass = 0; pass < Shape::kPasses; ++pass) {
-        Row::flip(call.signs[pass], v, lane);
-        Row::transform(v, lane);
-        float largest = 0;
-#pragma unroll
-        for (int i = 0; i < Row::kCount; ++i) largest = fmaxf(largest, fabsf(v[i]));
-        largest = warp_max(largest);
-        const float inverse = largest > 0 ? 127.0f / largest : 0.0f, unit = largest / 127.0f;
-        float sum = 0;
+      for (int b = 0; b < kBatch; ++b) {
+        poison[b] = 0;  // NaN if a coordinate is not finite: then so is the row's result, as in fp16
 #pragma unroll
         for (int i = 0; i < Row::kCount; ++i) {
-          const float rounded = fminf(fmaxf(rintf(v[i] * inverse), -127.0f), 127.0f);
-          q[(pass * n_rows + r) * Shape::kDimK + Row::coordinate(i, lane)] = static_cast<int8_t>(rounded);
-          sum += rounded;
+          if (scale != nullptr) v[b][i] *= scale[Row::coordinate(i, lane)];
+          poison[b] += v[b][i] * 0.0f;
         }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-          factor[4 * r + 2 * pass] = (pass == 0 ? call.score_factor : call.sketch_factor) * unit + poison;
-          factor[4 * r + 2 * pass + 1] = sum;
+        poison[b] = warp_sum(poison[b]);
+      }
+      for (int pass = 0; pass < Shape::kPasses; ++pass) {
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          Row::flip(call.signs[pass], v[b], lane);
+          Row::transform(v[b], lane);
+        }
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          const int r = first + b;
+          float largest = 0;
+#pragma unroll
+          for (int i = 0; i < Row::kCount; ++i) largest = fmaxf(largest, fabsf(v[b][i]));
+          largest = warp_max(largest);
+          const float inverse = largest > 0 ? __fdividef(127.0f, largest) : 0.0f, unit = largest * (1.0f / 127.0f);
+          float sum = 0;
+#pragma unroll
+          for (int i = 0; i < Row::kCount; ++i) {
+            const float rounded = fminf(fmaxf(rintf(v[b][i] * inverse), -127.0f), 127.0f);
+            q[(pass * n_rows + r) * Shape::kDimK + Row::coordinate(i, lane)] = static_cast<int8_t>(rounded);
+            sum += rounded;
+          }
+          sum = warp_sum(sum);
+          if (lane == 0) {
+            factor[4 * r + 2 * pass] = (pass == 0 ? call.score_factor : call.sketch_factor) * unit + poison[b];
+            factor[4 * r + 2 * pass + 1] = sum;
+          }
         }
       }
     }
@@ -243,11 +256,11 @@ struct ValueNorms {
   }
 };
 
-// Removes what a row must not see, and settles softcap and mask: scores become base-2 logarithms. Value norms of cells that no row sees are
+// Removes what a row must not see, and settles softcap and mask. Scores are base-2 logarithms. Value norms of cells that no row sees are
 // cleared; a cell that only some rows see and whose value is NaN gives NaN to those.
 template <class Shape>
 __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stream, uint32_t head, int page, int cells, int first_row, int r,
-                                           int c, const float (&factor)[Shape::kRowBlocks], float (&score)[Shape::kRowBlocks][16],
+                                           int c, float (&score)[Shape::kRowBlocks][16],
                                            ValueNorms& norms) {
   const int first_cell = page * static_cast<int>(kPageTokens) + 4 * c;
 #pragma unroll
@@ -259,7 +272,7 @@ __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stre
 #pragma unroll
     for (int b = 0; b < Shape::kRowBlocks; ++b) {
       const RowView view(call, stream, head, first_row + 8 * b + r, cells);
-      const float s = view.score(score[b][t] * factor[b], cell);
+      const float s = view.score(score[b][t], cell);
       score[b][t] = is_nan && s != -INFINITY ? NAN : s;
     }
   }
@@ -288,39 +301,44 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 
   wait_for_predecessor();
   const int n_pages = count_pages(args, 0).all * static_cast<int>(args.n_kv_heads);
-  const uint32_t n_busy = busy_blocks(call.n_blocks, n_pages);
-  if (blockIdx.x >= n_busy) return;
-  const Share share = share_of(blockIdx.x, n_busy, n_pages);
-  PageCursor here = find_page(args, share.first);  // the unit at hand
+  const PageSplit split(call.n_blocks, n_pages);
+  const int share_first = split.first_of(blockIdx.x), share_end = split.first_of(blockIdx.x + 1);
+  if (share_first == share_end) return;
+  PageCursor here = find_page(args, share_first);  // the unit at hand
 
   // Requests run kStages pages ahead of the work, page numbers one request further.
   PageCursor ahead = here;
-  int next = share.first + page_warp, number = 0;
-  auto look_up = [&] {
-    if (next < share.end) number = args.page_table == nullptr ? ahead.page : args.page_table[ahead.stream * args.page_table_stride + ahead.page];
+  const char *key_unit = nullptr, *value_unit = nullptr;
+  const int32_t* table = nullptr;
+  int next = share_first + page_warp, number = 0;
+  auto move_ahead = [&](int n) {
+    if (next >= share_end) return;
+    ahead.page += n;
+    if (key_unit == nullptr || ahead.page >= ahead.n_pages) {
+      ahead.advance(args, 0);
+      key_unit = static_cast<const char*>(args.k_pages) + ahead.stream * args.k_stream_stride + ahead.head * args.k_head_stride;
+      value_unit = static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride;
+      table = args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
+    }
+    number = table == nullptr ? ahead.page : table[ahead.page];
   };
   auto request = [&] {
     if (row_warp != 0) return;
-    ring.request(next < share.end,
-                 static_cast<const char*>(args.k_pages) + ahead.stream * args.k_stream_stride + ahead.head * args.k_head_stride +
-                     number * args.k_page_stride,
-                 static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride +
-                     number * args.v_page_stride);
+    ring.request(next < share_end, key_unit + number * args.k_page_stride, value_unit + number * args.v_page_stride);
     next += n_page_warps;
-    if (next < share.end) ahead.advance(args, n_page_warps);
-    look_up();
+    move_ahead(n_page_warps);
   };
   if (row_warp == 0) {
-    if (next < share.end) ahead.advance(args, page_warp);
-    look_up();
+    move_ahead(page_warp);
     for (int i = 0; i < kStages; ++i) request();
   }
 
   SoftmaxState<kRowBlocks, Shape::kTiles> state;
   const int magic_start[2] = {static_cast<int>(keep_in_register(kMagicBits)), static_cast<int>(keep_in_register(kMagicBits))};
-  int p = share.first + page_warp;
-  for (int segment = share.first; segment < share.end;) {
-    const int segment_end = min(share.end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
+  int p = share_first + page_warp;
+  for (int segment = share_first; segment < share_end;) {
+    const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
+    const PlainPages plain(call, cells);
     __syncthreads();  // the queries of the unit before are no longer read
     queries.prepare(call, here.stream, here.head, base_row);
     __syncthreads();
@@ -338,10 +356,23 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) factor[b] = q.factor[b];
       const int page_in_unit = here.page + (p - segment);
-      if (!is_plain_page(call, page_in_unit, cells)) {
-        restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, factor, score, norms);
+      if (!plain.has(page_in_unit)) {
+        // Copies: what a call may write lies in memory, and the originals must stay in registers.
+        float restricted[kRowBlocks][16];
+        ValueNorms kept = norms;
 #pragma unroll
-        for (int b = 0; b < kRowBlocks; ++b) factor[b] = 1.0f;
+        for (int b = 0; b < kRowBlocks; ++b) {
+#pragma unroll
+          for (int t = 0; t < 16; ++t) restricted[b][t] = score[b][t] * factor[b];
+        }
+        restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
+        norms = kept;
+#pragma unroll
+        for (int b = 0; b < kRowBlocks; ++b) {
+#pragma unroll
+          for (int t = 0; t < 16; ++t) score[b][t] = restricted[b][t];
+          factor[b] = 1.0f;
+        }
       }
       float largest[kRowBlocks];
 #pragma unroll
@@ -469,7 +500,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       }
     }
 
-    if (segment_end == share.end) allow_successor();
+    if (segment_end == share_end) allow_successor();
     const uint32_t unit = here.stream * args.n_kv_heads + here.head;
     combine_warps<kRowBlocks, Shape::kTiles, Shape::kDimV, 1>(call, state, combine_area, blockIdx.x + unit, base_row, [&](int tile, int column) {
       const int e = tile % Shape::kWords, k = tile / Shape::kWords % 4, half = tile / Shape::kWords / 4, n = 2 * c + column;

@@ -48,15 +48,16 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
 
   wait_for_predecessor();
   const int n_pages = count_pages(args, 0).all * static_cast<int>(args.n_kv_heads);
-  const uint32_t n_busy = busy_blocks(call.n_blocks, n_pages);
-  if (blockIdx.x >= n_busy) return;
-  const Share share = share_of(blockIdx.x, n_busy, n_pages);
-  PageCursor here = find_page(args, share.first);
+  const PageSplit split(call.n_blocks, n_pages);
+  const int share_first = split.first_of(blockIdx.x), share_end = split.first_of(blockIdx.x + 1);
+  if (share_first == share_end) return;
+  PageCursor here = find_page(args, share_first);
   const float factor = args.scale * kLog2e;
 
-  for (int segment = share.first; segment < share.end;) {
-    const int segment_end = min(share.end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
+  for (int segment = share_first; segment < share_end;) {
+    const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const int n_tiles = (segment_end - segment) * static_cast<int>(kPageTokens) / kTileTokens;
+    const PlainPages plain(call, cells);
     const char* k_head = static_cast<const char*>(args.k_pages) + here.stream * args.k_stream_stride + here.head * args.k_head_stride;
     const char* v_head = static_cast<const char*>(args.v_pages) + here.stream * args.v_stream_stride + here.head * args.v_head_stride;
     uint32_t q[kDimK / 16][4];  // dims in the order in which a lane's 16-byte loads of keys bring them
@@ -83,13 +84,16 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
         for (int i = 0; i < kKeyLoads; ++i) key[j][i] = __ldg(reinterpret_cast<const uint4*>(from + (r + 8 * j) * kDimK * 2 + (c + 4 * i) * 16));
       }
     };
-    auto load_values = [&](int number, int tile) {  // tokens 2c, 2c + 1, 8 + 2c, 9 + 2c
+    // Tokens 2c, 2c + 1, 8 + 2c, 9 + 2c. What lies beyond the last cell may be anything, so it is not even read.
+    auto load_values = [&](int number, int tile) {
       const char* from = v_head + number * args.v_page_stride + tile % 4 * kTileTokens * kDimV * 2 + part * kPartV * 2;
+      const int n_left = cells - here.page * static_cast<int>(kPageTokens) - tile * kTileTokens;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
+        const int token = 2 * c + k % 2 + 8 * (k / 2);
 #pragma unroll
         for (int i = 0; i < kValueLoads; ++i) {
-          value[k][i] = __ldg(reinterpret_cast<const uint4*>(from + (2 * c + k % 2 + 8 * (k / 2)) * kDimV * 2 + i * 128 + r * 16));
+          value[k][i] = token < n_left ? __ldg(reinterpret_cast<const uint4*>(from + token * kDimV * 2 + i * 128 + r * 16)) : make_uint4(0, 0, 0, 0);
         }
       }
     };
@@ -113,10 +117,9 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
           mma_f16(product[j], q[2 * i + 1], key[j][i].z, key[j][i].w);
         }
       }
-      if (next < n_tiles) load_keys(next_number, next);
       const int page = here.page + tile / 4;
       float scale = factor;
-      if (!is_plain_page(call, page, cells)) {
+      if (!plain.has(page)) {
         const int first_cell = page * static_cast<int>(kPageTokens) + tile % 4 * kTileTokens + 2 * c;
 #pragma unroll
         for (int b = 0; b < kRowBlocks; ++b) {
@@ -128,13 +131,8 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
           }
         }
         scale = 1.0f;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {  // what lies beyond the last cell may be anything
-          if (first_cell + k % 2 + 8 * (k / 2) < cells) continue;
-#pragma unroll
-          for (int i = 0; i < kValueLoads; ++i) value[k][i] = make_uint4(0, 0, 0, 0);
-        }
       }
+      if (next < n_tiles) load_keys(next_number, next);
       float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
@@ -168,7 +166,7 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
       next_number = number_after;
     }
 
-    if (segment_end == share.end) allow_successor();
+    if (segment_end == share_end) allow_successor();
     const uint32_t unit = here.stream * args.n_kv_heads + here.head;
     combine_warps<2, Shape::kTiles, kDimV, Shape::kSplitV>(
         call, state, reinterpret_cast<float*>(memory), blockIdx.x + unit, base_row,

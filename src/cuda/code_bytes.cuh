@@ -64,13 +64,14 @@ struct Scalar43Codes {
   }
 };
 
-// The ALU pipe is what the trellis codec is short of (bit operations and permutes share it at half rate), so shifts are multiplications
-// and joins are additions where the multiplier can do them.
+// The ALU pipe is what the trellis codec is short of (bit operations and permutes share it at half rate), so shifts by 16
+// are products and joins are additions, which the multiplier can do.
 struct K4v3Codes {
   static constexpr bool kSketch = false, kOffsetKeys = true, kTrellis = true;
   static constexpr int kKeyTable = 8, kValueTable = 4;
 
-  __device__ static __forceinline__ uint32_t high_half(uint32_t x) { return __umulhi(x, 1u << 16); }
+  // x >> 16 as a dot product of 16-bit halves: (x >> 16) * 1 + (x & 0xffff) * 0.
+  __device__ static __forceinline__ uint32_t high_half(uint32_t x) { return __dp2a_lo(x, 0x0100u, 0u); }
 
   // Line i of the chain, `steps` earlier: nibbles rotate where the chain wraps.
   template <int kLines>
@@ -89,12 +90,14 @@ struct K4v3Codes {
     const uint32_t z1 = w[i] ^ earlier(w, i, 1) ^ earlier(w, i, 3);
     const uint32_t not_z0 = bit_select(kLow3, w[i], earlier(w, i, 2));  // m, and bit 3 set where z0 = 1: 0 from a table of z0 = 0
     const uint32_t is_z0 = not_z0 ^ kBit3;
-    const uint32_t s0 = not_z0 | (z1 & kBit3), s1 = is_z0 | (z1 & kBit3), s2 = not_z0 | (~z1 & kBit3), s3 = is_z0 | (~z1 & kBit3);
-    b0 = (byte_permute(table[0], table[1], s0) | byte_permute(table[2], table[3], s1) | byte_permute(table[4], table[5], s2)) +
-         byte_permute(table[6], table[7], s3);
-    b1 = (byte_permute(table[0], table[1], high_half(s0)) | byte_permute(table[2], table[3], high_half(s1)) |
-          byte_permute(table[4], table[5], high_half(s2))) +
-         byte_permute(table[6], table[7], high_half(s3));
+    // Nibble j: j, or 4 + j where z1 = 1. (For the high half of the word too.)
+    const uint32_t pick = ((z1 >> 1) & 0x44444444u) | 0x32103210u;
+    b0 = pick_z1(table, not_z0, is_z0, pick);
+    b1 = pick_z1(table, high_half(not_z0), high_half(is_z0), high_half(pick));
+  }
+  __device__ static __forceinline__ uint32_t pick_z1(const uint32_t (&table)[8], uint32_t not_z0, uint32_t is_z0, uint32_t pick) {
+    return byte_permute(byte_permute(table[0], table[1], not_z0) + byte_permute(table[2], table[3], is_z0),
+                        byte_permute(table[4], table[5], not_z0) + byte_permute(table[6], table[7], is_z0), pick);
   }
   // y: codes; p1, p2, p3: those of the three elements before. Trellis bits are bit 2; bit 3 of any of them is arbitrary.
   // table[2 z1], table[2 z1 + 1]: levels by z0 << 2 | m.

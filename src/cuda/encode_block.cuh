@@ -17,11 +17,22 @@ __device__ __forceinline__ void encode_block(const EncodeCall& call, const Encod
   const int lane = threadIdx.x % 16, half_warp = threadIdx.x / 16;
   const uint32_t first = blockIdx.x * kBlockRows;
   const uint32_t signs = call.tables.signs[0][lane];
-  for (int t = half_warp; t < kBlockRows; t += kEncodeThreads / 16) {
-    const uint32_t row = first + t;
-    const int64_t cell = row < call.n_rows ? call.cells[row] : -1;
-    float x[N] = {};
-    if (cell >= 0) load_row(call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride, call.src_type, lane, x);
+  constexpr int kPasses = kBlockRows / (kEncodeThreads / 16);
+  float rows_of_half[kPasses][N] = {};  // all loaded before any is used
+  int64_t cells[kPasses];
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const uint32_t row = first + pass * (kEncodeThreads / 16) + half_warp;
+    cells[pass] = row < call.n_rows ? call.cells[row] : -1;
+    if (row < call.n_rows) {
+      load_row(call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride, call.src_type, lane, rows_of_half[pass]);
+    }
+  }
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int t = pass * (kEncodeThreads / 16) + half_warp;
+    const int64_t cell = cells[pass];
+    float(&x)[N] = rows_of_half[pass];
     const float n = sqrtf(ordered_dot(x, x));
     rotate_forward(signs, lane, x);
     const float inverse = 1.0f / n;
@@ -53,7 +64,7 @@ __device__ __forceinline__ void encode_block(const EncodeCall& call, const Encod
       rows.cells[t] = cell;
       rows.norm[t] = encoded ? norm : finite ? uint16_t{0} : kNanNorm;
       rows.residual[t] = encoded ? residual : finite ? uint16_t{0} : kNanNorm;
-      if (!finite && call.n_refused != nullptr) atomicAdd(call.n_refused, 1u);
+      if (cell >= 0 && !finite && call.n_refused != nullptr) atomicAdd(call.n_refused, 1u);
     }
   }
   __syncthreads();

@@ -14,8 +14,16 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 
 template <int N>
 __device__ __forceinline__ void load_row(const char* src, kvt_cuda_type type, int lane, float (&x)[N]) {
+  if (type == KVT_CUDA_F16) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = load_element(src, type, 16 * i + lane);
+    for (int i = 0; i < N; ++i) x[i] = load_element(src, KVT_CUDA_F16, 16 * i + lane);
+  } else if (type == KVT_CUDA_BF16) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = load_element(src, KVT_CUDA_BF16, 16 * i + lane);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = load_element(src, KVT_CUDA_F32, 16 * i + lane);
+  }
 }
 
 // The sum over all coordinates, in every lane.
@@ -44,12 +52,11 @@ __device__ __forceinline__ void rotate_forward(uint32_t signs, int lane, float (
   for (int i = 0; i < N; ++i) x[i] = __uint_as_float(__float_as_uint(x[i]) ^ (signs >> i << 31));
 #pragma unroll
   for (int distance = 1; distance < 16; distance *= 2) {
-    // The upper of two lanes takes a - b as a + (-b), which rounds alike.
-    const uint32_t negate = (lane & distance) ? 0x80000000u : 0u;
+    const float sign = (lane & distance) ? -1.0f : 1.0f;  // the upper of two lanes takes a - b; the product is exact
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float other = __shfl_xor_sync(kFullWarp, x[i], distance);
-      x[i] = other + __uint_as_float(__float_as_uint(x[i]) ^ negate);
+      x[i] = __fmaf_rn(x[i], sign, other);
     }
   }
 #pragma unroll

@@ -39,20 +39,31 @@ __global__ void __launch_bounds__(kEncodeThreads) encode_scalar_kernel(const __g
   encode_block<kDim, kKey, Quantiser>(call, tables, none, rows);
 }
 
-// One warp a row.
+__device__ __forceinline__ uint32_t half_bits(float x, bool& refused) {
+  refused = refused || !(fabsf(x) <= 65504.0f);
+  return isnan(x) ? (__float_as_uint(x) >> 16 & 0x8000u) | kNanNorm : __half_as_ushort(__float2half_rn(x));
+}
+
+// One warp a row, two coordinates a lane at a time.
 __global__ void __launch_bounds__(kEncodeThreads) encode_halves_kernel(const __grid_constant__ EncodeCall call) {
   const uint32_t row = blockIdx.x * (kEncodeThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= call.n_rows) return;
   const int64_t cell = call.cells[row];
   if (cell < 0) return;
   const char* src = call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride;
-  auto* dst = reinterpret_cast<uint16_t*>(page_of(call, cell)) + static_cast<size_t>(cell % kPageTokens) * call.head_dim;
+  auto* dst = reinterpret_cast<uint32_t*>(page_of(call, cell) + static_cast<size_t>(cell % kPageTokens) * call.head_dim * 2);
+  float x[kMaxHeadDim / 64][2];
+#pragma unroll
+  for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
+    const uint32_t at = 64 * i + 2 * lane;
+    if (at >= call.head_dim) continue;
+    x[i][0] = load_element(src, call.src_type, at);
+    x[i][1] = load_element(src, call.src_type, at + 1);
+  }
   bool refused = false;
-  for (uint32_t i = lane; i < call.head_dim; i += 32) {
-    const float x = load_element(src, call.src_type, i);
-    const auto nan = static_cast<uint16_t>(__float_as_uint(x) >> 16 & 0x8000u | kNanNorm);
-    dst[i] = isnan(x) ? nan : __half_as_ushort(__float2half_rn(x));
-    refused = refused || !(fabsf(x) <= 65504.0f);
+#pragma unroll
+  for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
+    if (64 * i + 2 * lane < call.head_dim) dst[32 * i + lane] = half_bits(x[i][0], refused) | half_bits(x[i][1], refused) << 16;
   }
   if (__any_sync(kFullWarp, refused) && lane == 0 && call.n_refused != nullptr) atomicAdd(call.n_refused, 1u);
 }

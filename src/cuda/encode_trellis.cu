@@ -34,11 +34,12 @@ __device__ __forceinline__ int chain_length(int chain) {
 template <int kDim, bool kKey>
 struct WarpSearch {
   static constexpr int kLongest = kKey ? (kDim / 8 + 3) / 4 * 8 : kDim / 4;
-  float4 cost[4][kLongest + 1];          // of the nearest level of each subset; the padding keeps the chains in different banks
-  uint32_t branches[kLongest / 4][32];   // byte j, bit s: the branch into state s at element 4 i + j, for each lane
-  float y[2][kDim];                      // the two rows of the warp
-  uint16_t choice[4][kLongest];          // bits 4z..: m of that level in subset z
-  uint8_t picked[2][4][kLongest];        // level index | trellis bit << 5
+  float4 cost[4][kLongest + 1];  // of the nearest level of each subset, for one row; the padding keeps the chains in different banks
+  // Of the two rows of the warp:
+  uint32_t branches[2][kLongest / 4][32];  // bit 31 - 8 j - s: the branch into state s at element 4 i + j, for each lane
+  float y[2][kDim];
+  uint16_t choice[2][4][kLongest];  // bits 4z..: m of the nearest level of subset z
+  uint8_t path[2][4][kLongest];     // subset | trellis bit << 2
 };
 
 template <int kDim, bool kKey, int kBits>
@@ -49,9 +50,9 @@ struct TrellisQuantiser {
     Search warps[kEncodeWarps];
   };
 
-  __device__ static void list_choices(const EncodeTables& tables, Search& s, const float* row, int lane) {
+  __device__ static void list_choices(const EncodeTables& tables, Search& s, int v, int lane) {
     for (int dim = lane; dim < kDim; dim += 32) {
-      const float y = row[dim];
+      const float y = s.y[v][dim];
       float cost[4];
       uint32_t choice = 0;
 #pragma unroll
@@ -66,25 +67,13 @@ struct TrellisQuantiser {
       }
       const ChainPosition at = chain_position<kDim, kKey>(dim);
       s.cost[at.chain][at.element] = make_float4(cost[0], cost[1], cost[2], cost[3]);
-      s.choice[at.chain][at.element] = static_cast<uint16_t>(choice);
+      s.choice[v][at.chain][at.element] = static_cast<uint16_t>(choice);
     }
   }
 
-  // Path costs are not negative, so their bits order as integers and one instruction gives both minimum and branch.
-  __device__ static float cheaper(float a, float b, uint32_t bit, uint32_t& branches) {
-#if __CUDA_ARCH__ >= 900
-    bool first;
-    const int least = __vibmin_s32(__float_as_int(a), __float_as_int(b), &first);
-    branches |= first ? 0 : bit;
-    return __int_as_float(least);
-#else
-    branches |= b < a ? bit : 0;
-    return b < a ? b : a;
-#endif
-  }
-
-  // Cost of the cheapest path of a chain from state `start` back to it.
-  __device__ static float search_paths(Search& s, int chain, int start, int lane) {
+  // Cost of the cheapest path of a chain from state `start` back to it. Branches are the signs of b - a, shifted into a word: comparing
+  // and setting a bit would take three operations of the slower pipe for one.
+  __device__ static float search_paths(Search& s, int v, int chain, int start, int lane) {
     float metric[kTrellisStates];
 #pragma unroll
     for (int i = 0; i < 8; ++i) metric[i] = i == start ? 0.0f : kUnreachable;
@@ -99,12 +88,13 @@ struct TrellisQuantiser {
         for (unsigned i = 0; i < 8; ++i) {
           const float a = metric[trellis_previous(i, 0)] + cost[trellis_subset(i, 0)];
           const float b = metric[trellis_previous(i, 1)] + cost[trellis_subset(i, 1)];
-          next[i] = cheaper(a, b, 1u << (8 * j + i), branches);
+          branches = __funnelshift_l(__float_as_uint(b - a), branches, 1);
+          next[i] = fminf(a, b);
         }
 #pragma unroll
         for (int i = 0; i < 8; ++i) metric[i] = next[i];
       }
-      s.branches[group][lane] = branches;
+      s.branches[v][group][lane] = branches;
     }
     float cost = metric[0];
 #pragma unroll
@@ -112,13 +102,13 @@ struct TrellisQuantiser {
     return cost;
   }
 
-  __device__ static void search_row(const EncodeTables& tables, Search& s, int v, int lane) {
+  // The best start state of the lane's chain; of equal costs, the lower one.
+  __device__ static int best_start(const EncodeTables& tables, Search& s, int v, int lane) {
     __syncwarp();
-    list_choices(tables, s, s.y[v], lane);
+    list_choices(tables, s, v, lane);
     __syncwarp();
-    const int chain = lane / 8, start = lane % 8;
-    float cost = search_paths(s, chain, start, lane);
-    int best = start;  // of equal costs, the lower start
+    float cost = search_paths(s, v, lane / 8, lane % 8, lane);
+    int best = lane % 8;
 #pragma unroll
     for (int distance = 1; distance < 8; distance *= 2) {
       const float other = __shfl_xor_sync(kFullWarp, cost, distance);
@@ -128,13 +118,27 @@ struct TrellisQuantiser {
         best = other_start;
       }
     }
-    if (best != start) return;
-    unsigned state = start;
-    for (int e = chain_length<kDim, kKey>(chain) - 1; e >= 0; --e) {
-      const unsigned branch = s.branches[e / 4][lane] >> (8 * (e % 4) + state) & 1u;
-      const unsigned z = trellis_subset(state, branch), m = s.choice[chain][e] >> (4 * z) & 7u;
-      s.picked[v][chain][e] = static_cast<uint8_t>(m << 2 | z | (state & 1u) << 5);
-      state = trellis_previous(state, branch);
+    return best;
+  }
+
+  // Both rows of the warp: lane l < 8 goes back along chain l % 4 of row l / 4.
+  __device__ static void trace_paths(Search& s, int best0, int best1, int lane) {
+    const int chain = lane % 4, v = lane / 4 % 2;
+    const int start0 = __shfl_sync(kFullWarp, best0, 8 * chain), start1 = __shfl_sync(kFullWarp, best1, 8 * chain);
+    __syncwarp();
+    if (lane >= 8) return;
+    unsigned state = v == 0 ? start0 : start1;
+    const int column = 8 * chain + static_cast<int>(state);
+    for (int group = chain_length<kDim, kKey>(chain) / 4 - 1; group >= 0; --group) {
+      const uint32_t branches = s.branches[v][group][column];
+      uint32_t steps = 0;
+#pragma unroll
+      for (int j = 3; j >= 0; --j) {
+        const unsigned branch = branches >> (31 - 8 * j - state) & 1u;
+        steps |= (trellis_subset(state, branch) | (state & 1u) << 2) << (8 * j);
+        state = trellis_previous(state, branch);
+      }
+      *reinterpret_cast<uint32_t*>(&s.path[v][chain][4 * group]) = steps;
     }
   }
 
@@ -142,19 +146,20 @@ struct TrellisQuantiser {
   __device__ static void run(const EncodeTables& tables, Shared& shared, int lane, const float (&y)[N], uint8_t (&codes)[N],
                              float (&quantised)[N]) {
     Search& s = shared.warps[threadIdx.x / 32];
-    const int v = threadIdx.x / 16 % 2;
+    const int v = threadIdx.x / 16 % 2, warp_lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < N; ++i) s.y[v][16 * i + lane] = y[i];
-    search_row(tables, s, 0, threadIdx.x % 32);
-    search_row(tables, s, 1, threadIdx.x % 32);
+    const int best0 = best_start(tables, s, 0, warp_lane), best1 = best_start(tables, s, 1, warp_lane);
+    trace_paths(s, best0, best1, warp_lane);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const ChainPosition at = chain_position<kDim, kKey>(16 * i + lane);
-      const unsigned picked = s.picked[v][at.chain][at.element], index = picked & 31u;
-      codes[i] = static_cast<uint8_t>(index >> 2 | picked >> 5 << (kBits - 1));
-      quantised[i] = tables.value[index];
+      const unsigned step = s.path[v][at.chain][at.element], z = step & 3u;
+      const unsigned m = s.choice[v][at.chain][at.element] >> (4 * z) & 7u;
+      codes[i] = static_cast<uint8_t>(m | step >> 2 << (kBits - 1));
+      quantised[i] = tables.value[m << 2 | z];
     }
   }
 };

@@ -2,6 +2,8 @@
 // exact rows, and rotates back.
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "cuda/element_types.cuh"
 #include "cuda/launch_overlapped.cuh"
 #include "cuda/row_visibility.cuh"
@@ -12,16 +14,17 @@
 namespace kvt::cuda {
 namespace {
 
-constexpr int kMergeThreads = 128, kMergers = kMergeThreads / 32;
+constexpr int kMergeThreads = 256, kMergers = kMergeThreads / 32;
 
 // What a warp has so far: v in the basis of the partial results, exact in the caller's.
 template <int N>
 struct Accumulated {
   float largest = -INFINITY, sum = 0, v[N] = {}, exact[N] = {};
 
-  // Makes room for a score; returns the factor of its weight. A score of -inf has weight 0, and nothing must be read of it.
+  // Makes room for a score; returns its weight.
   __device__ float admit(float score) {
     const float grown = fmaxf(largest, score), keep = largest == -INFINITY ? 0.0f : exp2_fast(largest - grown);
+    if (grown == -INFINITY) return 0.0f;
     largest = grown;
     sum *= keep;
 #pragma unroll
@@ -63,32 +66,55 @@ __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint3
 template <int kDimK, int kDimV, bool kCodes>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ AttendCall call) {
   using Row = WarpRow<kDimV>;
-  constexpr int N = Row::kCount;
+  constexpr int N = Row::kCount, kVector = N >= 4 ? 4 : 2;  // a lane's coordinates are consecutive
+  using Vector = std::conditional_t<kVector == 4, float4, float2>;
   __shared__ float largest_of[kMergers], sum_of[kMergers], parts[kMergers][2][kDimV];
   const kvt_cuda_attention& a = call.args;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t unit = blockIdx.x / call.n_rows, row = blockIdx.x % call.n_rows, stream = unit / a.n_kv_heads, head = unit % a.n_kv_heads;
 
-  wait_for_predecessor();
+  // The predecessor is the call's first kernel, which began when everything before it was complete; only its own results are to be waited
+  // for. And the successor may be launched: it waits for this kernel's end in its turn.
+  allow_successor();
   const PageCount count = count_pages(a, stream);
   const int all = count.all * static_cast<int>(a.n_kv_heads), cells = stream_cells(a, stream), pages = pages_of_cells(cells);
   const int first = count.before * static_cast<int>(a.n_kv_heads) + static_cast<int>(head) * pages;
+  const PageSplit split(call.n_blocks, all);
+  const uint32_t end = pages > 0 ? split.block_of(first + pages - 1) + 1 : 0;
   Accumulated<N> total;
+  wait_for_predecessor();
   if (pages > 0) {
-    const uint32_t n_busy = busy_blocks(call.n_blocks, all), last = block_of_page(first + pages - 1, n_busy, all);
+    // Weights of 64 blocks at a time, two a lane, the same in every warp; then each warp adds up its part of the blocks.
+    for (uint32_t base = split.block_of(first); base < end; base += 64) {
+      float largest[2], sum[2], weight[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t block = base + 32 * k + lane;
+        const size_t at = static_cast<size_t>(block + unit) * call.n_rows + row;
+        largest[k] = block < end ? call.partial_max[at] : -INFINITY;
+        sum[k] = block < end ? call.partial_sum[at] : 0.0f;
+      }
+      total.admit(warp_max(fmaxf(largest[0], largest[1])));
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {  // nothing was seen where the maximum is -inf; a NaN sum stays NaN
+        weight[k] = largest[k] == -INFINITY ? 0.0f : exp2_fast(largest[k] - total.largest);
+        sum[k] = largest[k] == -INFINITY ? 0.0f : weight[k] * sum[k];
+      }
+      total.sum += warp_sum(sum[0] + sum[1]);
+      const int n = static_cast<int>(min(64u, end - base));
 #pragma unroll 4
-    for (uint32_t block = block_of_page(first, n_busy, all) + warp; block <= last; block += kMergers) {
-      const size_t at = static_cast<size_t>(block + unit) * call.n_rows + row;
-      const float largest = call.partial_max[at], sum = call.partial_sum[at];
-      float v[N];
+      for (int j = warp; j < n; j += kMergers) {
+        const float w = __shfl_sync(0xffffffffu, j < 32 ? weight[0] : weight[1], j % 32);
+        const float* acc = call.partial_acc + (static_cast<size_t>(base + j + unit) * call.n_rows + row) * kDimV;
 #pragma unroll
-      for (int i = 0; i < N; ++i) v[i] = call.partial_acc[at * kDimV + Row::coordinate(i, lane)];
-      if (largest == -INFINITY && sum == 0) continue;  // nothing was seen there
-      const float weight = total.admit(largest);
-      total.sum = fmaf(weight, sum, total.sum);
+        for (int i = 0; i < N; i += kVector) {
+          const Vector v = *reinterpret_cast<const Vector*>(acc + Row::coordinate(i, lane));
 #pragma unroll
-      for (int i = 0; i < N; ++i) total.v[i] = fmaf(weight, v[i], total.v[i]);
+          for (int k = 0; k < kVector; ++k) total.v[i + k] = fmaf(w, reinterpret_cast<const float*>(&v)[k], total.v[i + k]);
+        }
+      }
     }
+    if (warp != 0) total.sum = 0;  // counted once
   }
   if constexpr (kCodes) {
     if (a.n_exact > 0) attend_exact_rows<kDimK, N, Row>(call, stream, head, row, cells, warp, lane, total);

@@ -40,13 +40,17 @@ struct RowView {
   __device__ float score(float raw, int cell) const { return cell >= first && cell < end ? finish(raw, cell) : -INFINITY; }
 };
 
-// Whether a page needs more than scores. cells: of the stream.
-__device__ __forceinline__ bool is_plain_page(const AttendCall& call, int page, int cells) {
-  const kvt_cuda_attention& a = call.args;
-  const int visible = cells - (a.causal ? static_cast<int>(a.n_queries) - 1 : 0);
-  const bool whole = (page + 1) * static_cast<int>(kPageTokens) <= visible && (page > 0 || a.n_exact == 0);
-  return whole && a.mask == nullptr && !(a.logit_softcap > 0);
-}
+// The pages first .. end - 1 of a stream need nothing but scores: every row sees all of their cells, without mask and softcap.
+struct PlainPages {
+  int first, end;
+
+  __device__ PlainPages(const AttendCall& call, int cells) {
+    const kvt_cuda_attention& a = call.args;
+    first = a.n_exact > 0;
+    end = a.mask != nullptr || a.logit_softcap > 0 ? 0 : (cells - (a.causal ? static_cast<int>(a.n_queries) - 1 : 0)) / static_cast<int>(kPageTokens);
+  }
+  __device__ __forceinline__ bool has(int page) const { return page >= first && page < end; }
+};
 
 }  // namespace
 }  // namespace kvt::cuda

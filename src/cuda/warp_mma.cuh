@@ -25,12 +25,8 @@ __device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32
   asm("lop3.b32 %0,%1,%2,%3,0xE4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
   return d;
 }
-// Keeps a constant in a register: as an immediate it would be moved again and again.
-__device__ __forceinline__ uint32_t keep_in_register(uint32_t x) {
-  uint32_t y;
-  asm volatile("mov.b32 %0,%1;" : "=r"(y) : "r"(x));
-  return y;
-}
+// Keeps a kernel parameter in a register: the compiler would fetch or move it again and again, but it cannot look through a shuffle.
+__device__ __forceinline__ uint32_t keep_in_register(uint32_t x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // D = A B + C over 32 dims or tokens: rows of A are query rows, columns of B eight tokens or eight dims. Lane (r = lane / 4, c = lane % 4)
 // holds of B the bytes k = 4c .. 4c + 3 of column r in b0, and the same of k + 16 in b1; of D row r (and r + 8), columns 2c and 2c + 1.

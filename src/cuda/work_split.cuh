@@ -82,18 +82,18 @@ __device__ __forceinline__ PageCursor find_page(const kvt_cuda_attention& args, 
   }
 }
 
-// Block x of n takes the pages [x * all / n, (x + 1) * all / n); there are never more blocks with work than pages.
-struct Share {
-  int first, end;
+// The list in n_blocks equal parts; the first ones are longer by one page if it does not divide. Blocks beyond the pages have none.
+struct PageSplit {
+  uint32_t pages, n_longer;  // of the shorter blocks; blocks with one more
+
+  __device__ __forceinline__ PageSplit(uint32_t n_blocks, int all)
+      : pages(static_cast<uint32_t>(all) / n_blocks), n_longer(static_cast<uint32_t>(all) % n_blocks) {}
+  __device__ __forceinline__ int first_of(uint32_t block) const { return static_cast<int>(block * pages + min(block, n_longer)); }
+  __device__ __forceinline__ uint32_t block_of(int page) const {
+    const uint32_t p = static_cast<uint32_t>(page), in_longer = n_longer * (pages + 1);
+    return p < in_longer ? p / (pages + 1) : n_longer + (p - in_longer) / pages;
+  }
 };
-__device__ __forceinline__ uint32_t busy_blocks(uint32_t n_blocks, int all) { return min(n_blocks, static_cast<uint32_t>(all)); }
-__device__ __forceinline__ Share share_of(uint32_t block, uint32_t n_busy, int all) {
-  const uint64_t pages = static_cast<uint32_t>(all);
-  return {static_cast<int>(block * pages / n_busy), static_cast<int>((block + 1) * pages / n_busy)};
-}
-__device__ __forceinline__ uint32_t block_of_page(int page, uint32_t n_busy, int all) {
-  return static_cast<uint32_t>(((static_cast<uint64_t>(page) + 1) * n_busy - 1) / static_cast<uint32_t>(all));
-}
 
 }  // namespace
 }  // namespace kvt::cuda
