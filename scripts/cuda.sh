@@ -4,7 +4,7 @@
 #   scripts/cuda.sh                            build, then all of it
 #   scripts/cuda.sh --pack DIR                 build for compute capability 8.0 and 9.0 and copy binaries and this script to DIR
 #   DIR/cuda.sh                                the same from such a folder, on a machine with a GPU and without a compiler
-#   scripts/cuda.sh --only tests,sanitizer,bench,sustained     some of the parts
+#   scripts/cuda.sh --only tests,sanitizer,bench,sustained,sdpa     some of the parts; sdpa, PyTorch's cuDNN, is in none by default
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 programs=(cuda_encode_test cuda_attend_test kvturbo_cuda_bench)
@@ -38,7 +38,7 @@ fi
 if [ -n "$pack" ]; then
   mkdir -p "$pack"
   for program in "${programs[@]}"; do cp "$bin/$program" "$pack/"; done
-  cp "${BASH_SOURCE[0]}" "$pack/cuda.sh"
+  cp "${BASH_SOURCE[0]}" "$here/cuda_sdpa.py" "$pack/"
   echo "cuda.sh: packed into $pack" >&2
   exit 0
 fi
@@ -64,4 +64,5 @@ if wants sustained; then
   "$bin/kvturbo_cuda_bench" --sustained || status=1
   nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active --format=csv
 fi
+if wants sdpa; then python3 "$here/cuda_sdpa.py" || status=1; fi
 exit "$status"

@@ -263,17 +263,21 @@ __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stre
                                            int c, float (&score)[Shape::kRowBlocks][16],
                                            ValueNorms& norms) {
   const int first_cell = page * static_cast<int>(kPageTokens) + 4 * c;
+  uint32_t is_nan = 0;
 #pragma unroll
   for (int t = 0; t < 16; ++t) {
     const int cell = first_cell + t / 4 * 16 + t % 4;
     __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
-    const bool is_nan = __hisnan(norm);
-    if (cell >= cells || cell < static_cast<int>(call.args.n_exact) || is_nan) norm = __ushort_as_half(0);
+    if (__hisnan(norm)) is_nan |= 1u << t;
+    if (cell >= cells || cell < static_cast<int>(call.args.n_exact) || __hisnan(norm)) norm = __ushort_as_half(0);
+  }
 #pragma unroll
-    for (int b = 0; b < Shape::kRowBlocks; ++b) {
-      const RowView view(call, stream, head, first_row + 8 * b + r, cells);
-      const float s = view.score(score[b][t], cell);
-      score[b][t] = is_nan && s != -INFINITY ? NAN : s;
+  for (int b = 0; b < Shape::kRowBlocks; ++b) {
+    const RowView view(call, stream, head, first_row + 8 * b + r, cells);
+#pragma unroll
+    for (int t = 0; t < 16; ++t) {
+      const float s = view.score(score[b][t], first_cell + t / 4 * 16 + t % 4);
+      score[b][t] = (is_nan >> t & 1u) && s != -INFINITY ? NAN : s;
     }
   }
 }
@@ -302,8 +306,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   wait_for_predecessor();
   const int n_pages = count_pages(args, 0).all * static_cast<int>(args.n_kv_heads);
   const PageSplit split(call.n_blocks, n_pages);
+  if (blockIdx.x >= split.n_blocks) return;
   const int share_first = split.first_of(blockIdx.x), share_end = split.first_of(blockIdx.x + 1);
-  if (share_first == share_end) return;
   PageCursor here = find_page(args, share_first);  // the unit at hand
 
   // Requests run kStages pages ahead of the work, page numbers one request further.
@@ -518,7 +522,7 @@ AttendPlan plan_shape(const kvt_cuda_attention& args, const DeviceLimits& device
   const uint64_t pages = count_list_pages(args), n_multiprocessors = device.n_multiprocessors;
   const uint32_t n_groups = (args.n_group * args.n_queries + Shape::kRows - 1) / Shape::kRows;
   const bool small = pages < 150 * n_multiprocessors;
-  const uint32_t n_warps = small ? 4 : pages < 300 * n_multiprocessors ? 8 : Shape::kMaxWarps;
+  const uint32_t n_warps = small ? 4 : Shape::kMaxWarps;
   AttendPlan plan{};
   plan.n_row_warps = std::min<uint32_t>(n_groups, n_groups > 4 ? 8 : n_groups > 2 ? 4 : 2);
   plan.n_row_warps = std::min(plan.n_row_warps, n_warps);

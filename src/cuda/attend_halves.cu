@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
   wait_for_predecessor();
   const int n_pages = count_pages(args, 0).all * static_cast<int>(args.n_kv_heads);
   const PageSplit split(call.n_blocks, n_pages);
+  if (blockIdx.x >= split.n_blocks) return;
   const int share_first = split.first_of(blockIdx.x), share_end = split.first_of(blockIdx.x + 1);
-  if (share_first == share_end) return;
   PageCursor here = find_page(args, share_first);
   const float factor = args.scale * kLog2e;
 

@@ -14,8 +14,6 @@
 namespace kvt::cuda {
 namespace {
 
-constexpr int kMergeThreads = 256, kMergers = kMergeThreads / 32;
-
 // What a warp has so far: v in the basis of the partial results, exact in the caller's.
 template <int N>
 struct Accumulated {
@@ -36,7 +34,7 @@ struct Accumulated {
   }
 };
 
-template <int kDimK, int N, class Row>
+template <int kMergers, int kDimK, int N, class Row>
 __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp, int lane,
                                   Accumulated<N>& total) {
   const kvt_cuda_attention& a = call.args;
@@ -63,8 +61,9 @@ __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint3
   }
 }
 
-template <int kDimK, int kDimV, bool kCodes>
-__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ AttendCall call) {
+// kMergers: warps of a block, which share the shares.
+template <int kMergers, int kDimK, int kDimV, bool kCodes>
+__global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_constant__ AttendCall call) {
   using Row = WarpRow<kDimV>;
   constexpr int N = Row::kCount, kVector = N >= 4 ? 4 : 2;  // a lane's coordinates are consecutive
   using Vector = std::conditional_t<kVector == 4, float4, float2>;
@@ -117,7 +116,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
     if (warp != 0) total.sum = 0;  // counted once
   }
   if constexpr (kCodes) {
-    if (a.n_exact > 0) attend_exact_rows<kDimK, N, Row>(call, stream, head, row, cells, warp, lane, total);
+    if (a.n_exact > 0) attend_exact_rows<kMergers, kDimK, N, Row>(call, stream, head, row, cells, warp, lane, total);
   }
 
 #pragma unroll
@@ -158,11 +157,20 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
   }
 }
 
+template <int kMergers, int kDimK, int kDimV>
+void launch_mergers(const AttendCall& call, cudaStream_t stream, bool overlap) {
+  const dim3 grid(call.args.n_streams * call.args.n_kv_heads * call.n_rows);
+  call.args.codec == KVT_CODEC_F16
+      ? launch_overlapped(merge_kernel<kMergers, kDimK, kDimV, false>, grid, 32 * kMergers, 0, stream, overlap, call)
+      : launch_overlapped(merge_kernel<kMergers, kDimK, kDimV, true>, grid, 32 * kMergers, 0, stream, overlap, call);
+}
+
 template <int kDimK, int kDimV>
 void launch_dims(const AttendCall& call, cudaStream_t stream, bool overlap) {
-  const dim3 grid(call.args.n_streams * call.args.n_kv_heads * call.n_rows);
-  call.args.codec == KVT_CODEC_F16 ? launch_overlapped(merge_kernel<kDimK, kDimV, false>, grid, kMergeThreads, 0, stream, overlap, call)
-                                   : launch_overlapped(merge_kernel<kDimK, kDimV, true>, grid, kMergeThreads, 0, stream, overlap, call);
+  // A unit has two shares more than the blocks divide into, at most. Few of them are one warp's work.
+  const uint32_t n_shares = call.n_blocks / (call.args.n_streams * call.args.n_kv_heads) + 2;
+  n_shares <= 4 && call.args.n_exact <= 8 ? launch_mergers<1, kDimK, kDimV>(call, stream, overlap)
+                                          : launch_mergers<8, kDimK, kDimV>(call, stream, overlap);
 }
 
 }  // namespace

@@ -82,16 +82,17 @@ __device__ __forceinline__ PageCursor find_page(const kvt_cuda_attention& args, 
   }
 }
 
-// The list in n_blocks equal parts; the first ones are longer by one page if it does not divide. Blocks beyond the pages have none.
+// Block x of n takes the pages x * all / n .. (x + 1) * all / n - 1. (Equal parts with the longer ones first would need no 64-bit division, but
+// made the fp16 kernel 9 % slower, measured.)
 struct PageSplit {
-  uint32_t pages, n_longer;  // of the shorter blocks; blocks with one more
+  uint32_t n_blocks;  // with work: never more than pages
+  uint32_t all;
 
-  __device__ __forceinline__ PageSplit(uint32_t n_blocks, int all)
-      : pages(static_cast<uint32_t>(all) / n_blocks), n_longer(static_cast<uint32_t>(all) % n_blocks) {}
-  __device__ __forceinline__ int first_of(uint32_t block) const { return static_cast<int>(block * pages + min(block, n_longer)); }
+  __device__ __forceinline__ PageSplit(uint32_t blocks, int pages)
+      : n_blocks(min(blocks, static_cast<uint32_t>(pages))), all(static_cast<uint32_t>(pages)) {}
+  __device__ __forceinline__ int first_of(uint32_t block) const { return static_cast<int>(static_cast<uint64_t>(block) * all / n_blocks); }
   __device__ __forceinline__ uint32_t block_of(int page) const {
-    const uint32_t p = static_cast<uint32_t>(page), in_longer = n_longer * (pages + 1);
-    return p < in_longer ? p / (pages + 1) : n_longer + (p - in_longer) / pages;
+    return static_cast<uint32_t>(((static_cast<uint64_t>(page) + 1) * n_blocks - 1) / all);
   }
 };
 
