@@ -17,13 +17,15 @@ __device__ uint32_t mix(uint64_t i, uint32_t seed) {
 }
 
 __global__ void random_words(uint32_t* to, size_t n, uint32_t seed) {
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n; i += static_cast<size_t>(gridDim.x) * blockDim.x) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
     to[i] = mix(i, seed);
   }
 }
 
 __global__ void random_halves(__half* to, size_t n, uint32_t seed, float scale) {
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n; i += static_cast<size_t>(gridDim.x) * blockDim.x) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
     const uint32_t x = mix(i, seed);  // the sum of four bytes: variance 4 * 65535 / 12
     const float sum = static_cast<float>((x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24)) - 510.0f;
     to[i] = __float2half(sum * (1.0f / 147.8f) * scale);
@@ -31,7 +33,8 @@ __global__ void random_halves(__half* to, size_t n, uint32_t seed, float scale) 
 }
 
 __global__ void set_norms(char* pages, size_t page_bytes, size_t norm_offset, size_t n_pages, float scale, uint32_t seed) {
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n_pages * 64; i += static_cast<size_t>(gridDim.x) * blockDim.x) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n_pages * 64;
+       i += static_cast<size_t>(gridDim.x) * blockDim.x) {
     const float n = 8.0f + static_cast<float>(mix(i, seed) & 1023) * (7.0f / 1024);
     reinterpret_cast<__half*>(pages + i / 64 * page_bytes + norm_offset)[i % 64] = __float2half(n * scale);
   }

@@ -1,9 +1,11 @@
 // kvt_cuda_attend against softmax attention in double precision over the values that kvt_decode gives.
 //
-// Error of a call = |out - reference| / size over all its rows, size = sqrt(sum_t p_t^2 |v_t|^2) as in attention_test.cc (cells of a page that
-// a stream reads several times count as one, with the sum of their weights). Bounds, where s is the deviation of the scores:
+// Error of a call = |out - reference| / size over all its rows, size = sqrt(sum_t p_t^2 |v_t|^2) as in attention_test.cc (cells
+// of a page that a stream reads several times count as one, with the sum of their weights). Bounds, where s is the deviation of
+// the scores:
 //   f16:      0.002 + 0.001 s: fp16 queries and weights, 2^-11 each.
-//   the rest: 0.01 + 0.01 s: weights in steps of 1/255 of the largest of their page (0.9 % of size at worst), int8 queries in steps of 1/127
+//   the rest: 0.01 + 0.01 s: weights in steps of 1/255 of the largest of their page (0.9 % of size at worst), int8 queries in
+//   steps of 1/127
 //             of their largest coordinate (0.6 % of s for Gaussian queries, a third more in unlucky rows). 0.02 for s = 1.
 // One row may err by twice that.
 
@@ -28,14 +30,14 @@ struct Case {
   uint32_t n_exact = 0;
   float softcap = 0, score_deviation = 1;
   kvt_cuda_type type = KVT_CUDA_F32;
-  uint32_t extra_cells = 0;  // max_cells above the longest stream
+  uint32_t extra_cells = 0;                    // max_cells above the longest stream
   std::vector<uint32_t> checked_streams = {};  // empty: all
 
   std::string name() const {
     std::string text = kvt_codec_name(codec);
-    const std::pair<const char*, uint32_t> fields[] = {{" dk ", d_k},         {" dv ", d_v},        {" heads ", n_kv_heads}, {" group ", n_group},
-                                                       {" queries ", n_queries}, {" causal ", causal}, {" mask ", mask},        {" sinks ", sinks},
-                                                       {" exact ", n_exact}};
+    const std::pair<const char*, uint32_t> fields[] = {
+        {" dk ", d_k},        {" dv ", d_v},    {" heads ", n_kv_heads}, {" group ", n_group}, {" queries ", n_queries},
+        {" causal ", causal}, {" mask ", mask}, {" sinks ", sinks},      {" exact ", n_exact}};
     for (const auto& [label, value] : fields) text.append(label).append(std::to_string(value));
     text.append(" lengths");
     for (const int32_t n : lengths) text.append(" ").append(std::to_string(n));
@@ -133,7 +135,6 @@ class Problem {
   }
 
   kvt_cuda_attention& args() { return args_; }
-  DeviceArray<int32_t>& lengths() { return lengths_; }
   DeviceArray<uint8_t>& k_pages() { return k_pages_; }
   DeviceArray<uint8_t>& v_pages() { return v_pages_; }
   DeviceArray<uint8_t>& workspace() {
@@ -148,6 +149,12 @@ class Problem {
   size_t workspace_bytes() {
     workspace();
     return workspace_bytes_;
+  }
+  // A NaN in the first query row, which is fp32.
+  void poison_query() {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    std::memcpy(q_bytes_.data(), &nan, sizeof nan);
+    d_q_->set(q_bytes_);
   }
   kvt_status launch(cudaStream_t stream) { return kvt_cuda_attend(&args_, workspace().get(), workspace_bytes(), stream); }
 
@@ -191,7 +198,8 @@ class Problem {
             error += e * e;
           }
           if (size == 0 ? error != 0 : !(error <= 4 * bound * bound * size)) {
-            ADD_FAILURE() << c_.name() << ": stream " << s << " query " << query << " head " << head << " errs by " << std::sqrt(error / size);
+            ADD_FAILURE() << c_.name() << ": stream " << s << " query " << query << " head " << head << " errs by "
+                          << std::sqrt(error / size);
             return kInfinity;
           }
           error_sum += error;
@@ -207,7 +215,9 @@ class Problem {
     return error;
   }
 
-  uint32_t page_of(uint32_t stream, uint32_t cell) const { return static_cast<uint32_t>(table_[stream * n_table_ + cell / 64]); }
+  uint32_t page_of(uint32_t stream, uint32_t cell) const {
+    return static_cast<uint32_t>(table_[stream * n_table_ + cell / 64]);
+  }
   const Case& shape() const { return c_; }
   void set_length(uint32_t stream, int32_t length) {
     c_.lengths[stream] = length;
@@ -226,7 +236,8 @@ class Problem {
     std::vector<int32_t> table(size_t{n_streams_} * n_table_);
     for (uint32_t s = 0; s < n_streams_; ++s) {
       for (uint32_t p = 0; p < n_table_; ++p) {
-        table[s * n_table_ + p] = static_cast<int32_t>(c_.table ? splitmix64(34, s * n_table_ + p) % kPoolPages : (s + p) % kPoolPages);
+        table[s * n_table_ + p] =
+            static_cast<int32_t>(c_.table ? splitmix64(34, s * n_table_ + p) % kPoolPages : (s + p) % kPoolPages);
       }
     }
     return table;
@@ -235,7 +246,8 @@ class Problem {
   void make_extras() {
     mask_pitch_ = max_cells_ + 3;
     if (c_.mask) {
-      const uint16_t choices[] = {0xFC00, half_bits_exact(0), half_bits_exact(-0.75), half_bits_exact(0.5), half_bits_exact(-3), 0xFC00};
+      const uint16_t choices[] = {0xFC00, half_bits_exact(0), half_bits_exact(-0.75), half_bits_exact(0.5), half_bits_exact(-3),
+                                  0xFC00};
       mask_.resize(size_t{n_streams_} * n_heads_ * c_.n_queries * mask_pitch_);
       for (size_t i = 0; i < mask_.size(); ++i) mask_[i] = choices[splitmix64(35, i) % std::size(choices)];
       if (c_.n_queries > 1) {  // the first query of the first head sees nothing
@@ -249,7 +261,8 @@ class Problem {
     }
     d_slopes_ = std::make_unique<DeviceArray<float>>(slopes_);
     d_sinks_ = std::make_unique<DeviceArray<float>>(sinks_);
-    for (size_t i = 0; i < size_t{c_.n_kv_heads} * c_.d_k; ++i) key_scale_.push_back(0.5f + static_cast<float>(splitmix64(36, i) % 100) / 80.0f);
+    for (size_t i = 0; i < size_t{c_.n_kv_heads} * c_.d_k; ++i)
+      key_scale_.push_back(0.5f + static_cast<float>(splitmix64(36, i) % 100) / 80.0f);
     d_key_scale_ = std::make_unique<DeviceArray<float>>(key_scale_);
     if (c_.n_exact > 0) {
       const size_t n = size_t{n_streams_} * c_.n_kv_heads * c_.n_exact;
@@ -316,7 +329,8 @@ class Problem {
   }
 
   // Element i of a cell's row.
-  double element(const Pool& pool, const std::vector<uint16_t>& exact, uint32_t d, uint32_t s, uint32_t head, uint32_t cell, uint32_t i) const {
+  double element(const Pool& pool, const std::vector<uint16_t>& exact, uint32_t d, uint32_t s, uint32_t head, uint32_t cell,
+                 uint32_t i) const {
     if (cell < c_.n_exact) return half_value(exact[((size_t{s} * c_.n_kv_heads + head) * c_.n_exact + cell) * d + i]);
     return static_cast<double>(pool.decoded[((size_t{page_of(s, cell)} * c_.n_kv_heads + head) * 64 + cell % 64) * d + i]);
   }
@@ -329,7 +343,8 @@ class Problem {
     std::vector<double> score(static_cast<size_t>(end), -kInfinity);
     double largest = c_.sinks ? static_cast<double>(sinks_[head]) : -kInfinity;
     for (uint32_t cell = 0; cell < static_cast<uint32_t>(end); ++cell) {
-      const double mask = c_.mask ? half_value(mask_[((size_t{s} * n_heads_ + head) * c_.n_queries + query) * mask_pitch_ + cell]) : 0;
+      const double mask =
+          c_.mask ? half_value(mask_[((size_t{s} * n_heads_ + head) * c_.n_queries + query) * mask_pitch_ + cell]) : 0;
       if (mask == -kInfinity) continue;
       double x = 0;
       for (uint32_t i = 0; i < c_.d_k; ++i) {
@@ -390,7 +405,8 @@ class CudaAttend : public CudaTest {};
 TEST_F(CudaAttend, CodecsAndHeadDims) {
   for (const kvt_codec_id codec : kCodecs) {
     for (const auto& [d_k, d_v] : kDims) {
-      const double error = check({.codec = codec, .d_k = d_k, .d_v = d_v, .n_kv_heads = 3, .n_group = 4, .lengths = {1000, 640, 65}});
+      const double error =
+          check({.codec = codec, .d_k = d_k, .d_v = d_v, .n_kv_heads = 3, .n_group = 4, .lengths = {1000, 640, 65}});
       std::printf("  %-9s d %3u/%-3u  error %.4f\n", kvt_codec_name(codec), d_k, d_v, error);
     }
   }
@@ -412,9 +428,16 @@ TEST_F(CudaAttend, Lengths) {
 
 TEST_F(CudaAttend, GroupsAndQueries) {
   for (const kvt_codec_id codec : kCodecs) {
-    for (const auto& [n_group, n_queries] : {std::pair{1u, 1u}, {3u, 1u}, {8u, 1u}, {16u, 1u}, {1u, 8u}, {4u, 4u}, {5u, 3u}, {8u, 4u}, {16u, 8u}}) {
+    for (const auto& [n_group, n_queries] :
+         {std::pair{1u, 1u}, {3u, 1u}, {8u, 1u}, {16u, 1u}, {1u, 8u}, {4u, 4u}, {5u, 3u}, {8u, 4u}, {16u, 8u}}) {
       for (const auto& [d_k, d_v] : kDims) {
-        check({.codec = codec, .d_k = d_k, .d_v = d_v, .n_group = n_group, .n_queries = n_queries, .lengths = {330, 70, 3}, .causal = true});
+        check({.codec = codec,
+               .d_k = d_k,
+               .d_v = d_v,
+               .n_group = n_group,
+               .n_queries = n_queries,
+               .lengths = {330, 70, 3},
+               .causal = true});
       }
     }
   }
@@ -426,11 +449,24 @@ TEST_F(CudaAttend, MasksAndExtras) {
     check({.codec = codec, .n_group = 4, .n_queries = 3, .lengths = {300, 64}, .mask = true});
     check({.codec = codec, .n_group = 4, .lengths = {300, 64}, .mask = true, .slopes = true, .sinks = true});
     check({.codec = codec, .n_group = 5, .lengths = {300, 0, 64}, .sinks = true, .softcap = 5});
-    check({.codec = codec, .n_group = 4, .n_queries = 4, .lengths = {300, 64}, .causal = true, .key_scale = code, .n_exact = code ? 4u : 0u});
+    check({.codec = codec,
+           .n_group = 4,
+           .n_queries = 4,
+           .lengths = {300, 64},
+           .causal = true,
+           .key_scale = code,
+           .n_exact = code ? 4u : 0u});
     check({.codec = codec, .n_group = 2, .lengths = {300, 64, 5, 40}, .mask = true, .n_exact = code ? 64u : 0u, .softcap = 8});
     check({.codec = codec, .d_k = 192, .lengths = {300, 64}, .sinks = true, .key_scale = code, .n_exact = code ? 7u : 0u});
-    check({.codec = codec, .d_k = 256, .d_v = 256, .n_group = 12, .lengths = {300, 64}, .mask = true, .n_exact = code ? 33u : 0u});
-    check({.codec = codec, .d_k = 64, .d_v = 64, .n_group = 12, .lengths = {300, 64}, .mask = true, .n_exact = code ? 33u : 0u});
+    check({.codec = codec,
+           .d_k = 256,
+           .d_v = 256,
+           .n_group = 12,
+           .lengths = {300, 64},
+           .mask = true,
+           .n_exact = code ? 33u : 0u});
+    check(
+        {.codec = codec, .d_k = 64, .d_v = 64, .n_group = 12, .lengths = {300, 64}, .mask = true, .n_exact = code ? 33u : 0u});
   }
 }
 
@@ -440,7 +476,8 @@ TEST_F(CudaAttend, SharpScores) {
 
 TEST_F(CudaAttend, Types) {
   for (const kvt_codec_id codec : kCodecs) {
-    for (const kvt_cuda_type type : {KVT_CUDA_F16, KVT_CUDA_BF16}) check({.codec = codec, .n_group = 4, .lengths = {500, 90}, .type = type});
+    for (const kvt_cuda_type type : {KVT_CUDA_F16, KVT_CUDA_BF16})
+      check({.codec = codec, .n_group = 4, .lengths = {500, 90}, .type = type});
   }
 }
 
@@ -452,7 +489,13 @@ TEST_F(CudaAttend, LongContexts) {
     lengths[5] = 60000;
     lengths[11] = 0;
     check({.codec = codec, .n_kv_heads = 8, .n_group = 1, .lengths = lengths, .checked_streams = {0, 11, 23}});
-    check({.codec = codec, .n_kv_heads = 8, .n_group = 4, .n_queries = 4, .lengths = lengths, .causal = true, .checked_streams = {1}});
+    check({.codec = codec,
+           .n_kv_heads = 8,
+           .n_group = 4,
+           .n_queries = 4,
+           .lengths = lengths,
+           .causal = true,
+           .checked_streams = {1}});
   }
 }
 
@@ -471,7 +514,8 @@ TEST_F(CudaAttend, RemovedCellsDoNotLeak) {
     Problem problem({.codec = codec, .n_kv_heads = 1, .lengths = {100}, .n_exact = code ? 3u : 0u});
     const std::vector<float> clean = problem.run();
     std::vector<uint8_t> k = problem.k_pages().host(), v = problem.v_pages().host();
-    const auto poison = [&](std::vector<uint8_t>& pages, const size_t page_stride, size_t page_bytes, size_t parts, uint32_t cell) {
+    const auto poison = [&](std::vector<uint8_t>& pages, const size_t page_stride, size_t page_bytes, size_t parts,
+                            uint32_t cell) {
       uint8_t* page = &pages[problem.page_of(0, cell) * page_stride];
       if (!code) {
         for (uint32_t i = 0; i < 128; ++i) page[cell % 64 * 256 + 2 * i + 1] = 0x7e;
@@ -494,6 +538,18 @@ TEST_F(CudaAttend, RemovedCellsDoNotLeak) {
     poison(v, problem.args().v_page_stride, kvt_page_bytes_for(codec, KVT_VALUE, 128), 1, 20);
     problem.v_pages().set(v);
     EXPECT_TRUE(std::isnan(problem.run()[0])) << kvt_codec_name(codec);
+  }
+}
+
+TEST_F(CudaAttend, NanQueriesGiveNan) {
+  for (const kvt_codec_id codec : kCodecs) {
+    Problem problem({.codec = codec, .n_group = 2, .lengths = {300}});
+    const std::vector<float> clean = problem.run();
+    problem.poison_query();
+    const std::vector<float> out = problem.run();
+    const size_t pitch = out.size() / 4;  // two kv heads, a group of two
+    EXPECT_TRUE(std::isnan(out[0]) && std::isnan(out[127])) << kvt_codec_name(codec);
+    EXPECT_EQ(std::memcmp(&clean[pitch], &out[pitch], 128 * sizeof(float)), 0) << kvt_codec_name(codec);
   }
 }
 

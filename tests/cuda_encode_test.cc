@@ -1,5 +1,5 @@
-// kvt_cuda_encode writes the bytes of the CPU encoder: for every codec, side and head dim, for rows in order (whole words) and scattered
-// (single nibbles), for rows that encoders find hard, and for a million random rows.
+// kvt_cuda_encode writes the bytes of the CPU encoder: for every codec, side and head dim, for rows in order (whole words) and
+// scattered (single nibbles), for rows that encoders find hard, and for a million random rows.
 
 #include <algorithm>
 #include <atomic>
@@ -22,14 +22,20 @@ void make_row(uint64_t index, uint32_t d, float* row) {
   const uint64_t kind = index / 16 % 14;
   const uint32_t at = static_cast<uint32_t>(pick >> 32) % d;
   switch (kind) {
-    case 0: std::fill(row, row + d, 0.0f); break;
-    case 1: std::fill(row, row + d, -0.0f); break;
+    case 0:
+      std::fill(row, row + d, 0.0f);
+      break;
+    case 1:
+      std::fill(row, row + d, -0.0f);
+      break;
     case 2:  // one-hot
       std::fill(row, row + d, 0.0f);
       row[at] = -3.0f;
       break;
-    case 3: std::fill(row, row + d, 1.0f); break;  // one-hot after the rotation, but for the signs
-    case 4:                                        // denormals: the squared norm underflows
+    case 3:
+      std::fill(row, row + d, 1.0f);
+      break;  // one-hot after the rotation, but for the signs
+    case 4:   // denormals: the squared norm underflows
       for (uint32_t i = 0; i < d; ++i) row[i] = std::ldexp(row[i] / scale, -150);
       break;
     case 5:  // small: the squared norm is a denormal
@@ -41,13 +47,19 @@ void make_row(uint64_t index, uint32_t d, float* row) {
     case 7:  // the squared norm is just finite, or overflows
       for (uint32_t i = 0; i < d; ++i) row[i] = std::ldexp(row[i] / scale, 45);
       break;
-    case 8: row[at] = std::numeric_limits<float>::quiet_NaN(); break;
-    case 9: row[at] = std::numeric_limits<float>::infinity(); break;
+    case 8:
+      row[at] = std::numeric_limits<float>::quiet_NaN();
+      break;
+    case 9:
+      row[at] = std::numeric_limits<float>::infinity();
+      break;
     case 10:  // small integers: sums without rounding, so that ties of thresholds and paths happen
       for (uint32_t i = 0; i < d; ++i) row[i] = static_cast<float>(splitmix64(23, index * d + i) % 3) - 1.0f;
       break;
-    case 11: row[at] *= 1000; break;  // an outlier
-    case 12:                          // halves at the ends of fp16
+    case 11:
+      row[at] *= 1000;
+      break;  // an outlier
+    case 12:  // halves at the ends of fp16
       for (uint32_t i = 0; i < d; ++i) row[i] = splitmix64(24, index * d + i) % 2 ? 65504.0f : 6e-8f;
       break;
     default:
@@ -132,8 +144,8 @@ void compare(const Run& run, const std::vector<float>& rows, const void* typed_r
         const int64_t slot = run.cells[i] % 64;
         for (uint32_t head = 0; head < run.n_heads; ++head) {
           const float* row = &rows[(i * run.n_heads + head) * run.d];
-          kvt_internal::encode_unchecked(codec.get(), run.side, row, run.d, 1, &slot, &expected[page * page_stride + head * head_stride],
-                                         page_bytes);
+          kvt_internal::encode_unchecked(codec.get(), run.side, row, run.d, 1, &slot,
+                                         &expected[page * page_stride + head * head_stride], page_bytes);
           if (is_refused(codec.get(), run.side, run.d, row)) ++refused;
         }
       }
@@ -172,7 +184,9 @@ void for_all(const Check& check) {
 }
 
 TEST_F(CudaEncode, RowsInOrder) {
-  for_all([](kvt_codec_id codec, kvt_side side, uint32_t d) { compare({codec, side, d, 2, cells_from(64, 1024)}, make_rows(2048, d)); });
+  for_all([](kvt_codec_id codec, kvt_side side, uint32_t d) {
+    compare({codec, side, d, 2, cells_from(64, 1024)}, make_rows(2048, d));
+  });
 }
 
 TEST_F(CudaEncode, ScatteredAndSkippedRows) {

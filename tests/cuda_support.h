@@ -32,7 +32,8 @@ template <class T>
 class DeviceArray {
  public:
   explicit DeviceArray(size_t n) : n_(n) {
-    EXPECT_EQ(cudaMalloc(&data_, std::max<size_t>(1, n) * sizeof(T)), cudaSuccess) << "device memory for " << n * sizeof(T) << " bytes";
+    EXPECT_EQ(cudaMalloc(&data_, std::max<size_t>(1, n) * sizeof(T)), cudaSuccess)
+        << "device memory for " << n * sizeof(T) << " bytes";
   }
   explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) { set(host); }
   ~DeviceArray() { cudaFree(data_); }

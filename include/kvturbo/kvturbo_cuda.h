@@ -1,16 +1,18 @@
 /* kvturbo on NVIDIA GPUs: encode and decode attention on the same page bytes as the CPU library (docs/format.md).
  *
- * Everything works on device memory of the caller, on the caller's stream: no allocation, no synchronisation, no global state. A call
- * only launches kernels, so it can be captured into a CUDA graph and replayed; what may change between replays lies in
+ * Everything works on device memory of the caller, on the caller's stream: no allocation, no synchronisation, no global state.
+ * A call only launches kernels, so it can be captured into a CUDA graph and replayed; what may change between replays lies in
  * device memory (lengths, page tables, cells, rows). Kernels are loaded at their first launch: call once before a capture.
  *
- * Contents cannot be reported by status, since nothing waits for the GPU: they are counted in device memory (n_refused) or have a stated
- * meaning (a negative cell skips its row). Functions may be called from several threads; the current device must be the stream's.
+ * Contents cannot be reported by status, since nothing waits for the GPU: they are counted in device memory (n_refused) or have
+ * a stated meaning (a negative cell skips its row). Functions may be called from several threads; the current device must be
+ * the stream's.
  *
- * A page may be written by the CPU and read here, or the reverse: kvt_cuda_encode writes the bytes that kvt_encode writes, since both
- * carry out format.md section 5 operation for operation, none fused.
+ * A page may be written by the CPU and read here, or the reverse: kvt_cuda_encode writes the bytes that kvt_encode writes,
+ * since both carry out format.md section 5 operation for operation, none fused.
  *
- * Devices: compute capability 8.0 and later. Statuses are those of kvturbo.h. Structures begin with struct_size and may grow at their end. */
+ * Devices: compute capability 8.0 and later. Statuses are those of kvturbo.h. Structures begin with struct_size and may grow at
+ * their end. */
 #ifndef KVTURBO_CUDA_H
 #define KVTURBO_CUDA_H
 
@@ -35,8 +37,8 @@ KVT_API kvt_status kvt_cuda_device_status(void);
 
 /* ---- encode ----------------------------------------------------------------------------------------------------- */
 
-/* Writes row i of every kv head into cell cells[i]: page cells[i] / KVT_PAGE_TOKENS, slot cells[i] % KVT_PAGE_TOKENS. With a page table
- * the caller resolves it: cells then number the pool's cells, page * KVT_PAGE_TOKENS + slot. */
+/* Writes row i of every kv head into cell cells[i]: page cells[i] / KVT_PAGE_TOKENS, slot cells[i] % KVT_PAGE_TOKENS. With a
+ * page table the caller resolves it: cells then number the pool's cells, page * KVT_PAGE_TOKENS + slot. */
 typedef struct kvt_cuda_encode_args {
   uint32_t struct_size;
   kvt_codec_id codec;
@@ -49,7 +51,8 @@ typedef struct kvt_cuda_encode_args {
   const void* src; /* device [n_rows, n_kv_heads, head_dim], head_dim contiguous; strides in bytes; aligned to its elements */
   size_t src_row_stride, src_head_stride;
 
-  const int64_t* cells; /* device [n_rows]; negative: the row is skipped. The others of one call must differ from one another. */
+  const int64_t*
+      cells; /* device [n_rows]; negative: the row is skipped. The others of one call must differ from one another. */
 
   void* pages; /* device; page p of head h at pages + p * page_stride + h * head_stride bytes */
   size_t page_stride, head_stride;
@@ -60,7 +63,8 @@ typedef struct kvt_cuda_encode_args {
 } kvt_cuda_encode_args;
 
 /* Other cells keep their contents. Calls that write distinct cells of one page may run at the same time.
- * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError says why). */
+ * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError
+ * says why). */
 KVT_API kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream);
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -78,12 +82,14 @@ typedef struct kvt_cuda_attention {
   uint32_t n_group;   /* 1 to KVT_CUDA_MAX_GROUP */
   uint32_t n_queries; /* 1 to KVT_CUDA_MAX_QUERIES */
 
-  uint32_t max_cells;     /* cells of the longest stream, or any bound of it: sizes the launch */
-  const int32_t* lengths; /* [n_streams], 0 .. max_cells: cells of each stream; NULL: all have max_cells. Values outside are clamped. */
-  uint32_t causal;        /* 1: query j of n sees the first length - (n - 1 - j) cells; 0: every query sees all */
+  uint32_t max_cells; /* cells of the longest stream, or any bound of it: sizes the launch */
+  const int32_t*
+      lengths; /* [n_streams], 0 .. max_cells: cells of each stream; NULL: all have max_cells. Values outside are clamped. */
+  uint32_t causal; /* 1: query j of n sees the first length - (n - 1 - j) cells; 0: every query sees all */
 
-  const int32_t* page_table;   /* [n_streams, page_table_stride]: numbers of the pages that hold each stream's cells; NULL: page p is p */
-  uint32_t page_table_stride;  /* entries */
+  const int32_t*
+      page_table; /* [n_streams, page_table_stride]: numbers of the pages that hold each stream's cells; NULL: page p is p */
+  uint32_t page_table_stride; /* entries */
 
   const void* k_pages; /* page p of head h of stream s: k_pages + s * k_stream_stride + h * k_head_stride + p * k_page_stride */
   size_t k_page_stride, k_head_stride, k_stream_stride; /* with a page table k_stream_stride is usually 0: one pool */
@@ -94,12 +100,15 @@ typedef struct kvt_cuda_attention {
   const void* q; /* [n_streams, n_queries, n_kv_heads * n_group, head_dim_k], head_dim contiguous */
   size_t q_query_stride, q_head_stride, q_stream_stride;
 
-  const uint16_t* mask; /* fp16 [n_streams, n_heads, n_queries, max_cells], cells contiguous; strides of 0 broadcast; NULL = none */
+  /* Cells that a mask removes may hold anything with code pages; with f16 they must hold finite numbers. Cells at and beyond a
+   * stream's length are never looked at. */
+  const uint16_t*
+      mask; /* fp16 [n_streams, n_heads, n_queries, max_cells], cells contiguous; strides of 0 broadcast; NULL = none */
   size_t mask_query_stride, mask_head_stride, mask_stream_stride;
   const float* slopes; /* [n_heads] factors of the mask (ALiBi); NULL = 1 */
   const float* sinks;  /* [n_heads]; NULL = none */
 
-  float scale; /* >= 0 */
+  float scale;         /* >= 0 */
   float logit_softcap; /* 0 = none */
 
   kvt_cuda_type out_type;
@@ -117,15 +126,16 @@ typedef struct kvt_cuda_attention {
   size_t exact_v_head_stride, exact_v_stream_stride;
 } kvt_cuda_attention;
 
-/* Bytes of device memory that kvt_cuda_attend needs for arguments of these shapes on the current device; 0 on invalid arguments. The
- * pointers are not looked at. It grows with n_streams, heads, queries and head_dim_v, not with max_cells. */
+/* Bytes of device memory that kvt_cuda_attend needs for arguments of these shapes on the current device; 0 on invalid
+ * arguments. The pointers are not looked at. It grows with n_streams, heads, queries and head_dim_v, not with max_cells. */
 KVT_API size_t kvt_cuda_attend_workspace_bytes(const kvt_cuda_attention* args);
 
 /* Two launches: the pages, cut in equal shares between all multiprocessors, then the merge of the shares.
  * workspace: 256-byte aligned, used by no other call at the same time; contents do not matter before and after.
  * Equal arguments on one device give equal results; the cut depends on the number of multiprocessors and on all lengths.
  * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC, _HEAD_DIM, _DST_TOO_SMALL (workspace), _CUDA. */
-KVT_API kvt_status kvt_cuda_attend(const kvt_cuda_attention* args, void* workspace, size_t workspace_bytes, kvt_cuda_stream stream);
+KVT_API kvt_status kvt_cuda_attend(const kvt_cuda_attention* args, void* workspace, size_t workspace_bytes,
+                                   kvt_cuda_stream stream);
 
 #ifdef __cplusplus
 }

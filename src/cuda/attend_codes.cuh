@@ -1,5 +1,6 @@
-// Decode attention on code pages (docs/design.md, CUDA). A page is read once, by one warp, or by several if there are more query rows
-// than a warp holds; codes become operand bytes in registers, scores and value sums are int8 products, and the softmax is online for each warp.
+// Decode attention on code pages (docs/design.md, CUDA). A page is read once, by one warp, or by several if there are more
+// query rows than a warp holds; codes become operand bytes in registers, scores and value sums are int8 products, and the
+// softmax is online for each warp.
 #ifndef KVT_CUDA_ATTEND_CODES_CUH
 #define KVT_CUDA_ATTEND_CODES_CUH
 
@@ -7,156 +8,19 @@
 
 #include <algorithm>
 
-#include "cuda/code_bytes.cuh"
-#include "cuda/element_types.cuh"
 #include "cuda/launch_overlapped.cuh"
-#include "cuda/page_ring.cuh"
+#include "cuda/query_operands.cuh"
 #include "cuda/row_visibility.cuh"
-#include "cuda/softmax_state.cuh"
-#include "cuda/warp_rotation.cuh"
 #include "cuda/work_split.cuh"
 
 namespace kvt::cuda {
 namespace {
 
-template <class Codes, int kDimK_, int kDimV_, int kRowBlocks_>
-struct CodeShape {
-  static constexpr int kDimK = kDimK_, kDimV = kDimV_, kRowBlocks = kRowBlocks_;
-  static constexpr int kRows = 8 * kRowBlocks;
-  static constexpr int kLines = kDimK / 32;            // key lines of a lane
-  static constexpr int kBlocks = kDimV / 64;           // 64-dim blocks of a value line
-  static constexpr int kGroupBytes = kBlocks * 768;
-  static constexpr int kHalves = kDimV > 128 ? 2 : 1;  // passes over the value lines
-  static constexpr int kWords = kDimV == 64 ? 2 : 4;   // value words of a lane in one pass and line
-  static constexpr int kTiles = kDimV / 8;
-  static constexpr int kPasses = Codes::kSketch ? 2 : 1;
-  static constexpr int kKeyBytes = 32 * kDimK + 128 * kPasses, kValueBytes = 2 * kGroupBytes + 128;
-  using Ring = PageRing<kKeyBytes, kValueBytes>;
-  static constexpr int kMaxWarps = kRowBlocks == 1 && kDimK <= 128 ? 12 : 8;  // by registers
-
-  static constexpr int ring_bytes(int n_page_warps) { return n_page_warps * kStages * Ring::kStageBytes; }
-  static constexpr int query_bytes(int n_row_warps) { return n_row_warps * kRows * (kPasses * kDimK + 4 * sizeof(float)); }
-  static constexpr int shared_bytes(int n_page_warps, int n_row_warps) {
-    return ring_bytes(n_page_warps) + query_bytes(n_row_warps) + combine_bytes<kRows, kDimV>(n_page_warps * n_row_warps);
-  }
-};
-
-// The query rows of a unit, rotated and rounded to int8, in shared memory.
-template <class Shape>
-struct QueryArea {
-  int8_t* q;  // [pass][row][kDimK]
-  float* factor;  // [row][4]: score factor, sum of q8; sketch factor, sum of its q8
-  int n_rows;     // that are held: whole row warps
-
-  __device__ QueryArea(char* memory, int n_row_warps)
-      : q(reinterpret_cast<int8_t*>(memory)), n_rows(n_row_warps * Shape::kRows) {
-    factor = reinterpret_cast<float*>(memory + Shape::kPasses * n_rows * Shape::kDimK);
-  }
-  __device__ const int8_t* row(int pass, int r) const { return q + (pass * n_rows + r) * Shape::kDimK; }
-
-  // For the whole block; a warp takes a few rows at a time, so that their latencies overlap. base_row: the first row of the block.
-  __device__ void prepare(const AttendCall& call, uint32_t stream, uint32_t head, int base_row) const {
-    using Row = WarpRow<Shape::kDimK>;
-    constexpr int kBatch = 2 * Shape::kRowBlocks;
-    const kvt_cuda_attention& a = call.args;
-    const int lane = threadIdx.x % 32;
-    const float* scale = a.key_scale == nullptr ? nullptr
-                                                : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_scale) +
-                                                                                 head * a.key_scale_head_stride);
-    for (int first = threadIdx.x / 32 * kBatch; first < n_rows; first += blockDim.x / 32 * kBatch) {
-      float v[kBatch][Row::kCount], poison[kBatch];
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const uint32_t row = base_row + first + b;
-        const bool valid = row < call.n_rows;
-        const char* from = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
-                           (head * a.n_group + row % a.n_group) * a.q_head_stride;
-#pragma unroll
-        for (int i = 0; i < Row::kCount; ++i) v[b][i] = valid ? load_element(from, a.q_type, Row::coordinate(i, lane)) : 0.0f;
-      }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        poison[b] = 0;  // NaN if a coordinate is not finite: then so is the row's result, as in fp16
-#pragma unroll
-        for (int i = 0; i < Row::kCount; ++i) {
-          if (scale != nullptr) v[b][i] *= scale[Row::coordinate(i, lane)];
-          poison[b] += v[b][i] * 0.0f;
-        }
-        poison[b] = warp_sum(poison[b]);
-      }
-      for (int pass = 0; pass < Shape::kPasses; ++pass) {
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          Row::flip(call.signs[pass], v[b], lane);
-          Row::transform(v[b], lane);
-        }
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          const int r = first + b;
-          float largest = 0;
-#pragma unroll
-          for (int i = 0; i < Row::kCount; ++i) largest = fmaxf(largest, fabsf(v[b][i]));
-          largest = warp_max(largest);
-          const float inverse = largest > 0 ? __fdividef(127.0f, largest) : 0.0f, unit = largest * (1.0f / 127.0f);
-          float sum = 0;
-#pragma unroll
-          for (int i = 0; i < Row::kCount; ++i) {
-            const float rounded = fminf(fmaxf(rintf(v[b][i] * inverse), -127.0f), 127.0f);
-            q[(pass * n_rows + r) * Shape::kDimK + Row::coordinate(i, lane)] = static_cast<int8_t>(rounded);
-            sum += rounded;
-          }
-          sum = warp_sum(sum);
-          if (lane == 0) {
-            factor[4 * r + 2 * pass] = (pass == 0 ? call.score_factor : call.sketch_factor) * unit + poison[b];
-            factor[4 * r + 2 * pass + 1] = sum;
-          }
-        }
-      }
-    }
-  }
-};
-
-// The rows of one warp as A operands and the factors of their scores.
+// Scores of a page in units of the row's factor. Lane (r, c) gets, of row r, the tokens 16 tile + 4c + j in score[][4 tile +
+// j].
 template <class Codes, class Shape>
-struct QueryOperands {
-  static constexpr int kRegisters = 2 * Shape::kRowBlocks;
-  uint32_t level[Shape::kLines][kRegisters];
-  uint32_t sign[Codes::kSketch ? Shape::kLines : 1][kRegisters];
-  int level_start[kRegisters], sign_start[kRegisters];  // of the accumulators
-  float factor[Shape::kRowBlocks], sketch_ratio[Shape::kRowBlocks];
-
-  __device__ void load(const QueryArea<Shape>& area, int first_row, int r, int c) {
-#pragma unroll
-    for (int b = 0; b < Shape::kRowBlocks; ++b) {
-      const int row = first_row + 8 * b + r;
-#pragma unroll
-      for (int i = 0; i < Shape::kLines; ++i) {
-        // Bytes of a word in the order in which a permute takes its nibbles: dims 0, 4, 1, 5 of the line, then 2, 6, 3, 7.
-        const uint2 q = *reinterpret_cast<const uint2*>(area.row(0, row) + 8 * (4 * i + c));
-        level[i][b] = byte_permute(q.x, q.y, 0x5140);
-        level[i][Shape::kRowBlocks + b] = byte_permute(q.x, q.y, 0x7362);
-        if constexpr (Codes::kSketch) {
-          const uint2 s = *reinterpret_cast<const uint2*>(area.row(1, row) + 8 * (4 * i + c));
-          sign[i][b] = s.x;
-          sign[i][Shape::kRowBlocks + b] = s.y;
-        }
-      }
-      const float* f = area.factor + 4 * row;
-      factor[b] = f[0];
-      const int sum = static_cast<int>(f[1]);
-      level_start[2 * b] = level_start[2 * b + 1] = kMagicBits - (Codes::kOffsetKeys ? 64 * sum : 0);
-      if constexpr (Codes::kSketch) {
-        sketch_ratio[b] = f[0] > 0 ? f[2] / f[0] : 0.0f;
-        sign_start[2 * b] = sign_start[2 * b + 1] = kMagicBits + 64 * static_cast<int>(f[3]);
-      }
-    }
-  }
-};
-
-// Scores of a page in units of the row's factor. Lane (r, c) gets, of row r, the tokens 16 tile + 4c + j in score[][4 tile + j].
-template <class Codes, class Shape>
-__device__ __forceinline__ void score_page(const QueryOperands<Codes, Shape>& q, const uint32_t (&table)[Codes::kKeyTable], const char* page,
-                                           int r, int c, float (&score)[Shape::kRowBlocks][16]) {
+__device__ __forceinline__ void score_page(const QueryOperands<Codes, Shape>& q, const uint32_t (&table)[Codes::kKeyTable],
+                                           const char* page, int r, int c, float (&score)[Shape::kRowBlocks][16]) {
   constexpr int kTileBytes = 8 * Shape::kDimK, N = 2 * Shape::kRowBlocks;
 #pragma unroll
   for (int g = 0; g < 2; ++g) {
@@ -208,7 +72,8 @@ __device__ __forceinline__ void score_page(const QueryOperands<Codes, Shape>& q,
         for (int b = 0; b < Shape::kRowBlocks; ++b) {
           float s = integer_value(sums[t][2 * b + column]) * norm;
           if constexpr (Codes::kSketch) {
-            s += integer_value(sketch[t][2 * b + column]) * (q.sketch_ratio[b] * __half2float(reinterpret_cast<const __half*>(&residual)[j]));
+            s += integer_value(sketch[t][2 * b + column]) *
+                 (q.sketch_ratio[b] * __half2float(reinterpret_cast<const __half*>(&residual)[j]));
           }
           score[b][8 * g + 4 * tile + j] = s;
         }
@@ -256,25 +121,25 @@ struct ValueNorms {
   }
 };
 
-// Removes what a row must not see, and settles softcap and mask. Scores are base-2 logarithms. Value norms of cells that no row sees are
-// cleared; a cell that only some rows see and whose value is NaN gives NaN to those.
+// Removes what a row must not see, and settles softcap and mask. Scores are base-2 logarithms. Value norms of cells that no row
+// sees are cleared; a cell that only some rows see and whose value is NaN gives NaN to those.
 template <class Shape>
-__device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stream, uint32_t head, int page, int cells, int first_row, int r,
-                                           int c, float (&score)[Shape::kRowBlocks][16],
+__device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stream, uint32_t head, int page, int cells,
+                                           int first_row, int r, int c, float (&score)[Shape::kRowBlocks][16],
                                            ValueNorms& norms) {
   const int first_cell = page * static_cast<int>(kPageTokens) + 4 * c;
   uint32_t is_nan = 0;
-#pragma unroll
+#pragma unroll 1
   for (int t = 0; t < 16; ++t) {
     const int cell = first_cell + t / 4 * 16 + t % 4;
     __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
     if (__hisnan(norm)) is_nan |= 1u << t;
     if (cell >= cells || cell < static_cast<int>(call.args.n_exact) || __hisnan(norm)) norm = __ushort_as_half(0);
   }
-#pragma unroll
+#pragma unroll 1
   for (int b = 0; b < Shape::kRowBlocks; ++b) {
     const RowView view(call, stream, head, first_row + 8 * b + r, cells);
-#pragma unroll
+#pragma unroll 1
     for (int t = 0; t < 16; ++t) {
       const float s = view.score(score[b][t], first_cell + t / 4 * 16 + t % 4);
       score[b][t] = (is_nan >> t & 1u) && s != -INFINITY ? NAN : s;
@@ -292,7 +157,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   const int n_row_warps = call.n_row_warps, n_page_warps = blockDim.x / 32 / n_row_warps;
   const int row_warp = warp % n_row_warps, page_warp = warp / n_row_warps;
   const int base_row = blockIdx.y * n_row_warps * Shape::kRows, first_row = base_row + row_warp * Shape::kRows;
-  typename Shape::Ring ring(memory + page_warp * kStages * Shape::Ring::kStageBytes, barriers + page_warp * kStages, page_warp, n_row_warps);
+  typename Shape::Ring ring(memory + page_warp * kStages * Shape::Ring::kStageBytes, barriers + page_warp * kStages, page_warp,
+                            n_row_warps);
   const QueryArea<Shape> queries(memory + Shape::ring_bytes(n_page_warps), n_row_warps);
   float* combine_area = reinterpret_cast<float*>(memory + Shape::ring_bytes(n_page_warps) + Shape::query_bytes(n_row_warps));
   if (row_warp == 0) ring.initialise();
@@ -321,8 +187,10 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
     if (key_unit == nullptr || ahead.page >= ahead.n_pages) {
       ahead.advance(args, 0);
       key_unit = static_cast<const char*>(args.k_pages) + ahead.stream * args.k_stream_stride + ahead.head * args.k_head_stride;
-      value_unit = static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride;
-      table = args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
+      value_unit =
+          static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride;
+      table =
+          args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
     }
     number = table == nullptr ? ahead.page : table[ahead.page];
   };
@@ -397,13 +265,15 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
         const bool removed = largest[b] == -INFINITY;  // the whole page
-        const float base = removed ? 0.0f : largest[b], page_weight = removed ? 0.0f : exp2_fast(largest[b] - state.reference[b]);
+        const float base = removed ? 0.0f : largest[b],
+                    page_weight = removed ? 0.0f : exp2_fast(largest[b] - state.reference[b]);
         fold[b] = page_weight * largest_norm * (1.0f / 255.0f);
         float sum = 0;
         uint32_t w[8];
 #pragma unroll
         for (int t = 0; t < 8; ++t) {
-          const float e0 = exp2_fast(fmaf(score[b][2 * t], factor[b], -base)), e1 = exp2_fast(fmaf(score[b][2 * t + 1], factor[b], -base));
+          const float e0 = exp2_fast(fmaf(score[b][2 * t], factor[b], -base)),
+                      e1 = exp2_fast(fmaf(score[b][2 * t + 1], factor[b], -base));
           sum += e0 + e1;
           const __half2 x = __hfma2(__floats2half2_rn(e0, e1), norms.norm[t], __float2half2_rn(1024.0f));
           w[t] = *reinterpret_cast<const uint32_t*>(&x);
@@ -435,7 +305,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       uint32_t before[2][3] = {};  // trellis: subgroups k = 1, 2, 3 of the word before
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; ++half) {
-        // The lane's words are consecutive in their trellis chain: upper lanes (r >= 4) go on where the lower ones end, and round again.
+        // The lane's words are consecutive in their trellis chain: upper lanes (r >= 4) go on where the lower ones end, and
+        // round again.
         const int block = Shape::kDimV == 64 ? 0 : Shape::kHalves * (r / 4) + half;
         const int word = r % 4 * 4 + (Shape::kDimV == 64 ? r / 4 * 2 : 0);
         uint32_t x[2][3][Shape::kWords];
@@ -506,11 +377,12 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 
     if (segment_end == share_end) allow_successor();
     const uint32_t unit = here.stream * args.n_kv_heads + here.head;
-    combine_warps<kRowBlocks, Shape::kTiles, Shape::kDimV, 1>(call, state, combine_area, blockIdx.x + unit, base_row, [&](int tile, int column) {
-      const int e = tile % Shape::kWords, k = tile / Shape::kWords % 4, half = tile / Shape::kWords / 4, n = 2 * c + column;
-      const int block = Shape::kDimV == 64 ? 0 : Shape::kHalves * (n / 4) + half;
-      return 64 * block + 16 * k + n % 4 * 4 + (Shape::kDimV == 64 ? n / 4 * 2 : 0) + e;
-    });
+    combine_warps<kRowBlocks, Shape::kTiles, Shape::kDimV, 1>(
+        call, state, combine_area, blockIdx.x + unit, base_row, [&](int tile, int column) {
+          const int e = tile % Shape::kWords, k = tile / Shape::kWords % 4, half = tile / Shape::kWords / 4, n = 2 * c + column;
+          const int block = Shape::kDimV == 64 ? 0 : Shape::kHalves * (n / 4) + half;
+          return 64 * block + 16 * k + n % 4 * 4 + (Shape::kDimV == 64 ? n / 4 * 2 : 0) + e;
+        });
     here.advance(args, segment_end - segment);
     segment = segment_end;
   }
@@ -528,17 +400,19 @@ AttendPlan plan_shape(const kvt_cuda_attention& args, const DeviceLimits& device
   plan.n_row_warps = std::min(plan.n_row_warps, n_warps);
   plan.n_row_grid = (n_groups + plan.n_row_warps - 1) / plan.n_row_warps;
   plan.n_page_warps = n_warps / plan.n_row_warps;
-  while (plan.n_page_warps > 1 && Shape::shared_bytes(plan.n_page_warps, plan.n_row_warps) > device.shared_bytes) --plan.n_page_warps;
+  while (plan.n_page_warps > 1 && Shape::shared_bytes(plan.n_page_warps, plan.n_row_warps) > device.shared_bytes)
+    --plan.n_page_warps;
   plan.shared_bytes = Shape::shared_bytes(plan.n_page_warps, plan.n_row_warps);
-  const uint64_t n_blocks = n_multiprocessors * (small && 2 * (plan.shared_bytes + 1024) <= static_cast<uint32_t>(device.shared_bytes) ? 2 : 1);
+  const uint64_t n_blocks =
+      n_multiprocessors * (small && 2 * (plan.shared_bytes + 1024) <= static_cast<uint32_t>(device.shared_bytes) ? 2 : 1);
   plan.n_blocks = static_cast<uint32_t>(std::max<uint64_t>(1, std::min(n_blocks, pages)));
   return plan;
 }
 
 template <class Shape, class Codes>
 void launch_shape(const AttendCall& call, const AttendPlan& plan, cudaStream_t stream, bool overlap) {
-  launch_overlapped(attend_codes_kernel<Codes, Shape>, dim3(plan.n_blocks, plan.n_row_grid), 32 * plan.n_page_warps * plan.n_row_warps,
-                    plan.shared_bytes, stream, overlap, call);
+  launch_overlapped(attend_codes_kernel<Codes, Shape>, dim3(plan.n_blocks, plan.n_row_grid),
+                    32 * plan.n_page_warps * plan.n_row_warps, plan.shared_bytes, stream, overlap, call);
 }
 
 // use(CodeShape<...>{})
@@ -546,10 +420,14 @@ template <class Codes, class Use>
 auto with_shape(const kvt_cuda_attention& args, const Use& use) {
   const bool few = args.n_group * args.n_queries <= 8;
   switch (args.head_dim_k) {
-    case 64: return few ? use(CodeShape<Codes, 64, 64, 1>{}) : use(CodeShape<Codes, 64, 64, 2>{});
-    case 128: return few ? use(CodeShape<Codes, 128, 128, 1>{}) : use(CodeShape<Codes, 128, 128, 2>{});
-    case 192: return use(CodeShape<Codes, 192, 128, 1>{});
-    default: return use(CodeShape<Codes, 256, 256, 1>{});
+    case 64:
+      return few ? use(CodeShape<Codes, 64, 64, 1>{}) : use(CodeShape<Codes, 64, 64, 2>{});
+    case 128:
+      return few ? use(CodeShape<Codes, 128, 128, 1>{}) : use(CodeShape<Codes, 128, 128, 2>{});
+    case 192:
+      return use(CodeShape<Codes, 192, 128, 1>{});
+    default:
+      return use(CodeShape<Codes, 256, 256, 1>{});
   }
 }
 
@@ -559,7 +437,8 @@ constexpr AttendKernels make_attend_kernels() {
             return with_shape<Codes>(args, [&](auto shape) { return plan_shape<decltype(shape)>(args, device); });
           },
           [](const AttendCall& call, const AttendPlan& plan, cudaStream_t stream, bool overlap) {
-            with_shape<Codes>(call.args, [&](auto shape) { launch_shape<decltype(shape), Codes>(call, plan, stream, overlap); });
+            with_shape<Codes>(call.args,
+                              [&](auto shape) { launch_shape<decltype(shape), Codes>(call, plan, stream, overlap); });
           }};
 }
 

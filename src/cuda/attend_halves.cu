@@ -1,5 +1,5 @@
-// Decode attention on fp16 pages: the yardstick of the compressed kernels, and codec f16. Same list of pages, same shares; rows are read
-// straight into registers, one tile of 16 tokens ahead.
+// Decode attention on fp16 pages: the yardstick of the compressed kernels, and codec f16. Same list of pages, same shares; rows
+// are read straight into registers, one tile of 16 tokens ahead.
 #include <cuda_fp16.h>
 
 #include <algorithm>
@@ -58,8 +58,10 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const int n_tiles = (segment_end - segment) * static_cast<int>(kPageTokens) / kTileTokens;
     const PlainPages plain(call, cells);
-    const char* k_head = static_cast<const char*>(args.k_pages) + here.stream * args.k_stream_stride + here.head * args.k_head_stride;
-    const char* v_head = static_cast<const char*>(args.v_pages) + here.stream * args.v_stream_stride + here.head * args.v_head_stride;
+    const char* k_head =
+        static_cast<const char*>(args.k_pages) + here.stream * args.k_stream_stride + here.head * args.k_head_stride;
+    const char* v_head =
+        static_cast<const char*>(args.v_pages) + here.stream * args.v_stream_stride + here.head * args.v_head_stride;
     uint32_t q[kDimK / 16][4];  // dims in the order in which a lane's 16-byte loads of keys bring them
 #pragma unroll
     for (int i = 0; i < kDimK / 16; ++i) {
@@ -81,7 +83,8 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
-        for (int i = 0; i < kKeyLoads; ++i) key[j][i] = __ldg(reinterpret_cast<const uint4*>(from + (r + 8 * j) * kDimK * 2 + (c + 4 * i) * 16));
+        for (int i = 0; i < kKeyLoads; ++i)
+          key[j][i] = __ldg(reinterpret_cast<const uint4*>(from + (r + 8 * j) * kDimK * 2 + (c + 4 * i) * 16));
       }
     };
     // Tokens 2c, 2c + 1, 8 + 2c, 9 + 2c. What lies beyond the last cell may be anything, so it is not even read.
@@ -93,7 +96,8 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
         const int token = 2 * c + k % 2 + 8 * (k / 2);
 #pragma unroll
         for (int i = 0; i < kValueLoads; ++i) {
-          value[k][i] = token < n_left ? __ldg(reinterpret_cast<const uint4*>(from + token * kDimV * 2 + i * 128 + r * 16)) : make_uint4(0, 0, 0, 0);
+          value[k][i] = token < n_left ? __ldg(reinterpret_cast<const uint4*>(from + token * kDimV * 2 + i * 128 + r * 16))
+                                       : make_uint4(0, 0, 0, 0);
         }
       }
     };
@@ -147,7 +151,8 @@ __global__ void __launch_bounds__(32 * kHalfWarps, 2) attend_halves_kernel(const
         const float base = state.reference[b] == -INFINITY ? 0.0f : state.reference[b];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const float e0 = exp2_fast(fmaf(product[j][2 * b], scale, -base)), e1 = exp2_fast(fmaf(product[j][2 * b + 1], scale, -base));
+          const float e0 = exp2_fast(fmaf(product[j][2 * b], scale, -base)),
+                      e1 = exp2_fast(fmaf(product[j][2 * b + 1], scale, -base));
           state.sum[b] += e0 + e1;
           const __half2 pair = __floats2half2_rn(e0, e1);
           weights[2 * j + b] = *reinterpret_cast<const uint32_t*>(&pair);
@@ -184,7 +189,8 @@ AttendPlan plan_shape(const kvt_cuda_attention& args, const DeviceLimits& device
   plan.n_row_grid = (n_groups * Shape::kSplitV + plan.n_row_warps - 1) / plan.n_row_warps;
   plan.n_page_warps = kHalfWarps / plan.n_row_warps;
   plan.shared_bytes = combine_bytes<Shape::kRows, Shape::kDimV>(kHalfWarps);
-  plan.n_blocks = static_cast<uint32_t>(std::max<uint64_t>(1, std::min<uint64_t>(2 * device.n_multiprocessors, count_list_pages(args))));
+  plan.n_blocks =
+      static_cast<uint32_t>(std::max<uint64_t>(1, std::min<uint64_t>(2 * device.n_multiprocessors, count_list_pages(args))));
   return plan;
 }
 
@@ -193,10 +199,14 @@ template <class Use>
 auto with_shape(const kvt_cuda_attention& args, const Use& use) {
   const bool few = args.n_group * args.n_queries <= 8;
   switch (args.head_dim_k) {
-    case 64: return few ? use(HalfShape<64, 64, 1, 1>{}) : use(HalfShape<64, 64, 1, 2>{});
-    case 128: return few ? use(HalfShape<128, 128, 1, 1>{}) : use(HalfShape<128, 128, 1, 2>{});
-    case 192: return few ? use(HalfShape<192, 128, 1, 1>{}) : use(HalfShape<192, 128, 1, 2>{});
-    default: return few ? use(HalfShape<256, 256, 2, 1>{}) : use(HalfShape<256, 256, 2, 2>{});
+    case 64:
+      return few ? use(HalfShape<64, 64, 1, 1>{}) : use(HalfShape<64, 64, 1, 2>{});
+    case 128:
+      return few ? use(HalfShape<128, 128, 1, 1>{}) : use(HalfShape<128, 128, 1, 2>{});
+    case 192:
+      return few ? use(HalfShape<192, 128, 1, 1>{}) : use(HalfShape<192, 128, 1, 2>{});
+    default:
+      return few ? use(HalfShape<256, 256, 2, 1>{}) : use(HalfShape<256, 256, 2, 2>{});
   }
 }
 
@@ -208,8 +218,8 @@ const AttendKernels kAttendHalves = {
     },
     [](const AttendCall& call, const AttendPlan& plan, cudaStream_t stream, bool overlap) {
       with_shape(call.args, [&](auto shape) {
-        launch_overlapped(attend_halves_kernel<decltype(shape)>, dim3(plan.n_blocks, plan.n_row_grid), 32 * kHalfWarps, plan.shared_bytes,
-                          stream, overlap, call);
+        launch_overlapped(attend_halves_kernel<decltype(shape)>, dim3(plan.n_blocks, plan.n_row_grid), 32 * kHalfWarps,
+                          plan.shared_bytes, stream, overlap, call);
       });
     }};
 

@@ -7,9 +7,12 @@
 namespace kvt::cuda {
 namespace {
 
-void put_byte(uint32_t* words, unsigned at, int byte) { words[at / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(byte)) << (at % 4 * 8); }
+void put_byte(uint32_t* words, unsigned at, int byte) {
+  words[at / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(byte)) << (at % 4 * 8);
+}
 
-// Operand bytes by code, as code_bytes.cuh looks them up. Tables that are joined from parts hold level + 64, so that no byte has bit 7.
+// Operand bytes by code, as code_bytes.cuh looks them up. Tables that are joined from parts hold level + 64, so that no byte
+// has bit 7.
 void write_key_table(const SideLayout& key, uint32_t* words) {
   const LevelTable& table = *key.table;
   for (unsigned i = 0; i < table.n_levels(); ++i) {

@@ -17,13 +17,14 @@ kvt_status ask_device(kvt::cuda::DeviceLimits* limits) {
   if (found == cudaErrorNoDevice || (found == cudaSuccess && n_devices == 0)) return KVT_ERROR_CUDA_DEVICE;
   if (found != cudaSuccess) return KVT_ERROR_CUDA;
   int device = 0, major = 0, shared_bytes = 0, n_multiprocessors = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess ||
       cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
     return KVT_ERROR_CUDA;
   }
   if (major < 8) return KVT_ERROR_CUDA_DEVICE;
-  if (limits != nullptr) *limits = {n_multiprocessors, shared_bytes, major >= 9};
+  if (limits != nullptr) *limits = {n_multiprocessors, shared_bytes};
   return KVT_OK;
 }
 
@@ -36,7 +37,8 @@ kvt_status check_attention(const kvt_cuda_attention* a) {
     return KVT_ERROR_INVALID_ARGUMENT;
   }
   // Pages and output rows are numbered in 31 bits.
-  if (uint64_t{a->n_streams} * a->n_kv_heads > INT32_MAX / (KVT_CUDA_MAX_GROUP * KVT_CUDA_MAX_QUERIES)) return KVT_ERROR_INVALID_ARGUMENT;
+  if (uint64_t{a->n_streams} * a->n_kv_heads > INT32_MAX / (KVT_CUDA_MAX_GROUP * KVT_CUDA_MAX_QUERIES))
+    return KVT_ERROR_INVALID_ARGUMENT;
   if (kvt::cuda::count_list_pages(*a) > INT32_MAX) return KVT_ERROR_INVALID_ARGUMENT;
   return KVT_OK;
 }
@@ -44,7 +46,8 @@ kvt_status check_attention(const kvt_cuda_attention* a) {
 bool has_valid_memory(const kvt_cuda_attention& a) {
   if (a.q == nullptr || a.out == nullptr || !is_type(a.q_type) || !is_type(a.out_type) || !(a.scale >= 0)) return false;
   if (a.max_cells > 0 && (!is_page_address(a.k_pages) || !is_page_address(a.v_pages))) return false;
-  for (const size_t stride : {a.k_page_stride, a.k_head_stride, a.k_stream_stride, a.v_page_stride, a.v_head_stride, a.v_stream_stride}) {
+  for (const size_t stride :
+       {a.k_page_stride, a.k_head_stride, a.k_stream_stride, a.v_page_stride, a.v_head_stride, a.v_stream_stride}) {
     if (!is_page_stride(stride)) return false;
   }
   if (a.page_table != nullptr && a.page_table_stride < (a.max_cells + KVT_PAGE_TOKENS - 1) / KVT_PAGE_TOKENS) return false;
@@ -54,10 +57,14 @@ bool has_valid_memory(const kvt_cuda_attention& a) {
 
 const AttendKernels& kernels_of(kvt_codec_id codec) {
   switch (codec) {
-    case KVT_CODEC_F16: return kvt::cuda::kAttendHalves;
-    case KVT_CODEC_HYBRID: return kvt::cuda::kAttendHybrid;
-    case KVT_CODEC_SCALAR43: return kvt::cuda::kAttendScalar43;
-    default: return kvt::cuda::kAttendK4v3;
+    case KVT_CODEC_F16:
+      return kvt::cuda::kAttendHalves;
+    case KVT_CODEC_HYBRID:
+      return kvt::cuda::kAttendHybrid;
+    case KVT_CODEC_SCALAR43:
+      return kvt::cuda::kAttendScalar43;
+    default:
+      return kvt::cuda::kAttendK4v3;
   }
 }
 
@@ -76,7 +83,8 @@ extern "C" {
 kvt_status kvt_cuda_device_status(void) { return ask_device(nullptr); }
 
 kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream) {
-  if (a == nullptr || a->struct_size != sizeof *a || (a->side != KVT_KEY && a->side != KVT_VALUE)) return KVT_ERROR_INVALID_ARGUMENT;
+  if (a == nullptr || a->struct_size != sizeof *a || (a->side != KVT_KEY && a->side != KVT_VALUE))
+    return KVT_ERROR_INVALID_ARGUMENT;
   if (!kvt::is_known_codec(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
   if (!kvt::is_supported_head_dim(a->head_dim)) return KVT_ERROR_HEAD_DIM;
   if (a->n_rows == 0) return KVT_OK;
@@ -117,10 +125,12 @@ size_t kvt_cuda_attend_workspace_bytes(const kvt_cuda_attention* args) {
 kvt_status kvt_cuda_attend(const kvt_cuda_attention* args, void* workspace, size_t workspace_bytes, kvt_cuda_stream stream) {
   const kvt_status checked = check_attention(args);
   if (checked != KVT_OK) return checked;
-  if (!has_valid_memory(*args) || workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 256 != 0) return KVT_ERROR_INVALID_ARGUMENT;
+  if (!has_valid_memory(*args) || workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 256 != 0)
+    return KVT_ERROR_INVALID_ARGUMENT;
   const kvt::SideLayout key = kvt::make_side_layout(args->codec, KVT_KEY, args->head_dim_k);
   const kvt::SideLayout value = kvt::make_side_layout(args->codec, KVT_VALUE, args->head_dim_v);
-  if (args->max_cells > 0 && (args->k_page_stride < key.page_bytes || args->v_page_stride < value.page_bytes)) return KVT_ERROR_INVALID_ARGUMENT;
+  if (args->max_cells > 0 && (args->k_page_stride < key.page_bytes || args->v_page_stride < value.page_bytes))
+    return KVT_ERROR_INVALID_ARGUMENT;
   kvt::cuda::DeviceLimits device{};
   const kvt_status found = ask_device(&device);
   if (found != KVT_OK) return found;
@@ -134,8 +144,9 @@ kvt_status kvt_cuda_attend(const kvt_cuda_attention* args, void* workspace, size
   call.partial_acc = static_cast<float*>(workspace);
   call.partial_max = call.partial_acc + n_partials * args->head_dim_v;
   call.partial_sum = call.partial_max + n_partials;
-  if (args->max_cells > 0) kernels.launch(call, plan, stream, device.overlap);
-  kvt::cuda::launch_merge(call, stream, device.overlap);
+  const bool overlap = kvt::cuda::can_overlap();
+  if (args->max_cells > 0) kernels.launch(call, plan, stream, overlap);
+  kvt::cuda::launch_merge(call, stream, overlap);
   return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
 }
 

@@ -15,7 +15,7 @@ struct EncodeTables {
   // Thresholds as a complete binary tree: node i has the children 2i and 2i + 1 (above). Scalar: nodes 1 .. 2^bits - 1.
   // Trellis: one tree for each subset z, from tree[8 * z].
   float tree[32];
-  float value[32];     // step * level, by code or by level index
+  float value[32];        // step * level, by code or by level index
   uint16_t signs[2][16];  // bit i of entry l: coordinate 16 i + l is negated (rotation, sketch)
 };
 

@@ -1,5 +1,5 @@
-// Steps 1 to 3, 5 and 6 of format.md section 5 for the rows of a block; step 4 is the quantiser's, which scalar and trellis codecs differ in.
-// A block encodes 32 rows of one head, two rows for each warp at a time.
+// Steps 1 to 3, 5 and 6 of format.md section 5 for the rows of a block; step 4 is the quantiser's, which scalar and trellis
+// codecs differ in. A block encodes 32 rows of one head, two rows for each warp at a time.
 #ifndef KVT_CUDA_ENCODE_BLOCK_CUH
 #define KVT_CUDA_ENCODE_BLOCK_CUH
 
@@ -9,10 +9,11 @@
 namespace kvt::cuda {
 namespace {
 
-// Quantiser::Shared: its shared memory of a block; Quantiser::run(tables, shared, lane, y, codes, yq) for both halves of a warp.
+// Quantiser::Shared: its shared memory of a block; Quantiser::run(tables, shared, lane, y, codes, yq) for both halves of a
+// warp.
 template <int kDim, bool kKey, class Quantiser>
-__device__ __forceinline__ void encode_block(const EncodeCall& call, const EncodeTables& tables, typename Quantiser::Shared& shared,
-                                             EncodedRows<kDim>& rows) {
+__device__ __forceinline__ void encode_block(const EncodeCall& call, const EncodeTables& tables,
+                                             typename Quantiser::Shared& shared, EncodedRows<kDim>& rows) {
   constexpr int N = kDim / 16;
   const int lane = threadIdx.x % 16, half_warp = threadIdx.x / 16;
   const uint32_t first = blockIdx.x * kBlockRows;
@@ -25,7 +26,8 @@ __device__ __forceinline__ void encode_block(const EncodeCall& call, const Encod
     const uint32_t row = first + pass * (kEncodeThreads / 16) + half_warp;
     cells[pass] = row < call.n_rows ? call.cells[row] : -1;
     if (row < call.n_rows) {
-      load_row(call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride, call.src_type, lane, rows_of_half[pass]);
+      load_row(call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride, call.src_type, lane,
+               rows_of_half[pass]);
     }
   }
 #pragma unroll
@@ -82,13 +84,20 @@ inline dim3 encode_grid(const EncodeCall& call) { return dim3((call.n_rows + kBl
 template <class Launch>
 void for_head_dim(uint32_t head_dim, const Launch& launch) {
   switch (head_dim) {
-    case 64: return launch(std::integral_constant<int, 64>{});
-    case 80: return launch(std::integral_constant<int, 80>{});
-    case 96: return launch(std::integral_constant<int, 96>{});
-    case 112: return launch(std::integral_constant<int, 112>{});
-    case 128: return launch(std::integral_constant<int, 128>{});
-    case 192: return launch(std::integral_constant<int, 192>{});
-    default: return launch(std::integral_constant<int, 256>{});
+    case 64:
+      return launch(std::integral_constant<int, 64>{});
+    case 80:
+      return launch(std::integral_constant<int, 80>{});
+    case 96:
+      return launch(std::integral_constant<int, 96>{});
+    case 112:
+      return launch(std::integral_constant<int, 112>{});
+    case 128:
+      return launch(std::integral_constant<int, 128>{});
+    case 192:
+      return launch(std::integral_constant<int, 192>{});
+    default:
+      return launch(std::integral_constant<int, 256>{});
   }
 }
 

@@ -1,6 +1,6 @@
 // A row in half a warp, as the encoders hold it: lane l (0..15) has the coordinates l, 16 + l, 32 + l, ... in x[0], x[1], ...
-// So the 16 partial sums of format.md section 5 are the lanes, and a butterfly is a shuffle below distance 16 and a pair of registers
-// above. Every fp32 operation is the reference's own, in its order: these files are compiled with --fmad=false.
+// So the 16 partial sums of format.md section 5 are the lanes, and a butterfly is a shuffle below distance 16 and a pair of
+// registers above. Every fp32 operation is the reference's own, in its order: these files are compiled with --fmad=false.
 #ifndef KVT_CUDA_ENCODE_ROW_CUH
 #define KVT_CUDA_ENCODE_ROW_CUH
 
@@ -86,7 +86,9 @@ __device__ __forceinline__ void rotate_forward(uint32_t signs, int lane, float (
   }
 }
 
-__device__ __forceinline__ uint16_t stored_norm(float n) { return __half_as_ushort(__float2half_rn(n < 65504.0f ? n : 65504.0f)); }
+__device__ __forceinline__ uint16_t stored_norm(float n) {
+  return __half_as_ushort(__float2half_rn(n < 65504.0f ? n : 65504.0f));
+}
 constexpr uint16_t kNanNorm = 0x7e00;
 
 }  // namespace

@@ -11,9 +11,11 @@ struct ScalarQuantiser {
   static constexpr bool kHasResidual = kResidual;
   struct Shared {};
 
-  // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank conflicts.
+  // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank
+  // conflicts.
   template <int N>
-  __device__ static void run(const EncodeTables& tables, Shared&, int, const float (&y)[N], uint8_t (&codes)[N], float (&quantised)[N]) {
+  __device__ static void run(const EncodeTables& tables, Shared&, int, const float (&y)[N], uint8_t (&codes)[N],
+                             float (&quantised)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       int node = 1;

@@ -13,7 +13,7 @@ constexpr int kEncodeThreads = 256;
 template <int kDim>
 struct EncodedRows {
   alignas(8) uint8_t codes[kBlockRows][kDim + 8];  // the padding spreads rows over banks
-  int64_t cells[kBlockRows];                        // -1: nothing to store
+  int64_t cells[kBlockRows];                       // -1: nothing to store
   uint16_t norm[kBlockRows], residual[kBlockRows];
 };
 
@@ -28,7 +28,8 @@ __device__ void store_norms(const EncodeCall& call, const EncodedRows<kDim>& row
     if (cell < 0) continue;
     char* page = page_of(call, cell);
     reinterpret_cast<uint16_t*>(page + call.norm_offset)[cell % kPageTokens] = rows.norm[t];
-    if (call.residual_offset != 0) reinterpret_cast<uint16_t*>(page + call.residual_offset)[cell % kPageTokens] = rows.residual[t];
+    if (call.residual_offset != 0)
+      reinterpret_cast<uint16_t*>(page + call.residual_offset)[cell % kPageTokens] = rows.residual[t];
   }
 }
 

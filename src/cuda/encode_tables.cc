@@ -25,7 +25,8 @@ EncodeCall make_encode_call(const SideLayout& layout) {
   if (layout.table == nullptr) return call;
   const LevelTable& table = *layout.table;
   if (table.trellis) {
-    for (unsigned z = 0; z < 4; ++z) write_tree(&table.thresholds[z * kSubsetThresholds], table.n_levels() / 4 - 1, call.tables.tree + 8 * z);
+    for (unsigned z = 0; z < 4; ++z)
+      write_tree(&table.thresholds[z * kSubsetThresholds], table.n_levels() / 4 - 1, call.tables.tree + 8 * z);
   } else {
     write_tree(table.thresholds.data(), table.n_levels() - 1, call.tables.tree);
   }

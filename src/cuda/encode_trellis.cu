@@ -1,5 +1,5 @@
-// Encoder of k4v3: the tail-biting Viterbi search of format.md section 5, step 4. One warp a row: lane 8 c + s searches chain c from start
-// state s, with the eight path costs in registers.
+// Encoder of k4v3: the tail-biting Viterbi search of format.md section 5, step 4. One warp a row: lane 8 c + s searches chain c
+// from start state s, with the eight path costs in registers.
 #include <type_traits>
 
 #include "cuda/encode_block.cuh"
@@ -34,7 +34,8 @@ __device__ __forceinline__ int chain_length(int chain) {
 template <int kDim, bool kKey>
 struct WarpSearch {
   static constexpr int kLongest = kKey ? (kDim / 8 + 3) / 4 * 8 : kDim / 4;
-  float4 cost[4][kLongest + 1];  // of the nearest level of each subset, for one row; the padding keeps the chains in different banks
+  float4 cost[4][kLongest +
+                 1];  // of the nearest level of each subset, for one row; the padding keeps the chains in different banks
   // Of the two rows of the warp:
   uint32_t branches[2][kLongest / 4][32];  // bit 31 - 8 j - s: the branch into state s at element 4 i + j, for each lane
   float y[2][kDim];
@@ -71,8 +72,8 @@ struct TrellisQuantiser {
     }
   }
 
-  // Cost of the cheapest path of a chain from state `start` back to it. Branches are the signs of b - a, shifted into a word: comparing
-  // and setting a bit would take three operations of the slower pipe for one.
+  // Cost of the cheapest path of a chain from state `start` back to it. Branches are the signs of b - a, shifted into a word:
+  // comparing and setting a bit would take three operations of the slower pipe for one.
   __device__ static float search_paths(Search& s, int v, int chain, int start, int lane) {
     float metric[kTrellisStates];
 #pragma unroll

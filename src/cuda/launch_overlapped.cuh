@@ -1,5 +1,5 @@
-// Programmatic dependent launch (compute capability 9.0): a kernel's launch and prologue overlap the end of the one before it. Each of our
-// kernels waits for its predecessor's memory before it touches any, so nothing is asked of the caller.
+// Programmatic dependent launch (compute capability 9.0): a kernel's launch and prologue overlap the end of the one before it.
+// Each of our kernels waits for its predecessor's memory before it touches any, so nothing is asked of the caller.
 #ifndef KVT_CUDA_LAUNCH_OVERLAPPED_CUH
 #define KVT_CUDA_LAUNCH_OVERLAPPED_CUH
 
@@ -22,7 +22,8 @@ __device__ __forceinline__ void allow_successor() {
 template <class Kernel, class Call>
 void launch_overlapped(Kernel kernel, dim3 grid, unsigned threads, unsigned shared_bytes, cudaStream_t stream, bool overlap,
                        const Call& call) {
-  if (shared_bytes > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (shared_bytes > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

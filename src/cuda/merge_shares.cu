@@ -1,5 +1,5 @@
-// The second launch of an attention call: one block for each output row adds up the shares of the blocks that met its unit, attends the
-// exact rows, and rotates back.
+// The second launch of an attention call: one block for each output row adds up the shares of the blocks that met its unit,
+// attends the exact rows, and rotates back.
 #include <cuda_fp16.h>
 
 #include <type_traits>
@@ -22,7 +22,7 @@ struct Accumulated {
   // Makes room for a score; returns its weight.
   __device__ float admit(float score) {
     const float grown = fmaxf(largest, score), keep = largest == -INFINITY ? 0.0f : exp2_fast(largest - grown);
-    if (grown == -INFINITY) return 0.0f;
+    if (grown == -INFINITY) return score == -INFINITY ? 0.0f : score;  // NaN
     largest = grown;
     sum *= keep;
 #pragma unroll
@@ -35,21 +35,24 @@ struct Accumulated {
 };
 
 template <int kMergers, int kDimK, int N, class Row>
-__device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp, int lane,
-                                  Accumulated<N>& total) {
+__device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp,
+                                  int lane, Accumulated<N>& total) {
   const kvt_cuda_attention& a = call.args;
   RowView view(call, stream, head, row, cells);
   view.first = 0;
   const char* q = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
                   (head * a.n_group + row % a.n_group) * a.q_head_stride;
-  const char* scale = a.key_scale == nullptr ? nullptr : reinterpret_cast<const char*>(a.key_scale) + head * a.key_scale_head_stride;
+  const char* scale =
+      a.key_scale == nullptr ? nullptr : reinterpret_cast<const char*>(a.key_scale) + head * a.key_scale_head_stride;
   const char* keys = reinterpret_cast<const char*>(a.exact_k) + stream * a.exact_k_stream_stride + head * a.exact_k_head_stride;
-  const char* values = reinterpret_cast<const char*>(a.exact_v) + stream * a.exact_v_stream_stride + head * a.exact_v_head_stride;
+  const char* values =
+      reinterpret_cast<const char*>(a.exact_v) + stream * a.exact_v_stream_stride + head * a.exact_v_head_stride;
   for (int e = warp; e < static_cast<int>(a.n_exact) && e < view.end; e += kMergers) {
     const __half* key = reinterpret_cast<const __half*>(keys) + e * kDimK;
     float dot = 0;
     for (int i = lane; i < kDimK; i += 32) {
-      dot += load_element(q, a.q_type, i) * (scale == nullptr ? 1.0f : reinterpret_cast<const float*>(scale)[i]) * __half2float(key[i]);
+      dot += load_element(q, a.q_type, i) * (scale == nullptr ? 1.0f : reinterpret_cast<const float*>(scale)[i]) *
+             __half2float(key[i]);
     }
     const float score = view.score(warp_sum(dot) * a.scale * kLog2e, e);
     if (score == -INFINITY) continue;
@@ -70,10 +73,11 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
   __shared__ float largest_of[kMergers], sum_of[kMergers], parts[kMergers][2][kDimV];
   const kvt_cuda_attention& a = call.args;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t unit = blockIdx.x / call.n_rows, row = blockIdx.x % call.n_rows, stream = unit / a.n_kv_heads, head = unit % a.n_kv_heads;
+  const uint32_t unit = blockIdx.x / call.n_rows, row = blockIdx.x % call.n_rows, stream = unit / a.n_kv_heads,
+                 head = unit % a.n_kv_heads;
 
-  // The predecessor is the call's first kernel, which began when everything before it was complete; only its own results are to be waited
-  // for. And the successor may be launched: it waits for this kernel's end in its turn.
+  // The predecessor is the call's first kernel, which began when everything before it was complete; only its own results are to
+  // be waited for. And the successor may be launched: it waits for this kernel's end in its turn.
   allow_successor();
   const PageCount count = count_pages(a, stream);
   const int all = count.all * static_cast<int>(a.n_kv_heads), cells = stream_cells(a, stream), pages = pages_of_cells(cells);
@@ -95,9 +99,9 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
       }
       total.admit(warp_max(fmaxf(largest[0], largest[1])));
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {  // nothing was seen where the maximum is -inf; a NaN sum stays NaN
+      for (int k = 0; k < 2; ++k) {  // where no score was a number the sum is 0, or NaN and stays so
         weight[k] = largest[k] == -INFINITY ? 0.0f : exp2_fast(largest[k] - total.largest);
-        sum[k] = largest[k] == -INFINITY ? 0.0f : weight[k] * sum[k];
+        sum[k] = largest[k] == -INFINITY ? sum[k] : weight[k] * sum[k];
       }
       total.sum += warp_sum(sum[0] + sum[1]);
       const int n = static_cast<int>(min(64u, end - base));
@@ -150,7 +154,8 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
     Row::transform(v, lane);
     Row::flip(call.signs[0], v, lane);
   }
-  char* out = static_cast<char*>(a.out) + stream * a.out_stream_stride + row / a.n_group * a.out_query_stride + q_head * a.out_head_stride;
+  char* out = static_cast<char*>(a.out) + stream * a.out_stream_stride + row / a.n_group * a.out_query_stride +
+              q_head * a.out_head_stride;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     store_element(out, a.out_type, Row::coordinate(i, lane), (v[i] * (kCodes ? call.value_factor : 1.0f) + exact[i]) * inverse);
@@ -175,12 +180,21 @@ void launch_dims(const AttendCall& call, cudaStream_t stream, bool overlap) {
 
 }  // namespace
 
+bool can_overlap() {
+  cudaFuncAttributes attributes{};  // all kernels are compiled for the same architectures
+  return cudaFuncGetAttributes(&attributes, merge_kernel<8, 128, 128, true>) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
 void launch_merge(const AttendCall& call, cudaStream_t stream, bool overlap) {
   switch (call.args.head_dim_k) {
-    case 64: return launch_dims<64, 64>(call, stream, overlap);
-    case 128: return launch_dims<128, 128>(call, stream, overlap);
-    case 192: return launch_dims<192, 128>(call, stream, overlap);
-    default: return launch_dims<256, 256>(call, stream, overlap);
+    case 64:
+      return launch_dims<64, 64>(call, stream, overlap);
+    case 128:
+      return launch_dims<128, 128>(call, stream, overlap);
+    case 192:
+      return launch_dims<192, 128>(call, stream, overlap);
+    default:
+      return launch_dims<256, 256>(call, stream, overlap);
   }
 }
 

@@ -1,5 +1,5 @@
-// Pages on their way to shared memory: two stages for each page warp. Compute capability 9.0 copies with the bulk engine, one instruction a
-// side; 8.x with cp.async, 16 bytes a lane.
+// Pages on their way to shared memory: two stages for each page warp. Compute capability 9.0 copies with the bulk engine, one
+// instruction a side; 8.x with cp.async, 16 bytes a lane.
 #ifndef KVT_CUDA_PAGE_RING_CUH
 #define KVT_CUDA_PAGE_RING_CUH
 
@@ -17,7 +17,8 @@ class PageRing {
  public:
   static constexpr int kStageBytes = kKeyBytes + kValueBytes;
 
-  // stages: kStages * kStageBytes of the page warp. group: its number. n_sharers: warps that read it; the first one is the producer.
+  // stages: kStages * kStageBytes of the page warp. group: its number. n_sharers: warps that read it; the first one is the
+  // producer.
   __device__ PageRing(char* stages, uint64_t* barriers, int group, int n_sharers)
       : stages_(stages), barriers_(barriers), group_(group), n_sharers_(n_sharers) {}
 
@@ -78,8 +79,8 @@ class PageRing {
  private:
   __device__ static __forceinline__ void copy(uint32_t to, const char* from, int bytes, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(to), "l"(from), "r"(bytes),
-                 "r"(barrier)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier)
                  : "memory");
 #endif
   }

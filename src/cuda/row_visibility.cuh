@@ -21,9 +21,10 @@ struct RowView {
     const uint32_t query = row / a.n_group, q_head = head * a.n_group + row % a.n_group;
     first = static_cast<int>(a.n_exact);
     end = row < call.n_rows ? length - (a.causal ? static_cast<int>(a.n_queries - 1 - query) : 0) : 0;
-    mask = a.mask == nullptr ? nullptr
-                             : reinterpret_cast<const __half*>(reinterpret_cast<const char*>(a.mask) + stream * a.mask_stream_stride +
-                                                               q_head * a.mask_head_stride + query * a.mask_query_stride);
+    mask = a.mask == nullptr
+               ? nullptr
+               : reinterpret_cast<const __half*>(reinterpret_cast<const char*>(a.mask) + stream * a.mask_stream_stride +
+                                                 q_head * a.mask_head_stride + query * a.mask_query_stride);
     slope = a.slopes == nullptr || row >= call.n_rows ? 1.0f : a.slopes[q_head];
     softcap = a.logit_softcap;
   }
@@ -47,7 +48,9 @@ struct PlainPages {
   __device__ PlainPages(const AttendCall& call, int cells) {
     const kvt_cuda_attention& a = call.args;
     first = a.n_exact > 0;
-    end = a.mask != nullptr || a.logit_softcap > 0 ? 0 : (cells - (a.causal ? static_cast<int>(a.n_queries) - 1 : 0)) / static_cast<int>(kPageTokens);
+    end = a.mask != nullptr || a.logit_softcap > 0
+              ? 0
+              : (cells - (a.causal ? static_cast<int>(a.n_queries) - 1 : 0)) / static_cast<int>(kPageTokens);
   }
   __device__ __forceinline__ bool has(int page) const { return page >= first && page < end; }
 };

@@ -1,4 +1,5 @@
-// Online softmax of the rows of a warp, and how warps of a block combine (docs/algorithm.md section 7). Scores are base-2 logarithms.
+// Online softmax of the rows of a warp, and how warps of a block combine (docs/algorithm.md section 7). Scores are base-2
+// logarithms.
 #ifndef KVT_CUDA_SOFTMAX_STATE_CUH
 #define KVT_CUDA_SOFTMAX_STATE_CUH
 
@@ -8,7 +9,8 @@
 namespace kvt::cuda {
 namespace {
 
-// The reference of a row's weights moves only when its maximum has grown by more than this: weights reach 2^8, and rescaling is rare.
+// The reference of a row's weights moves only when its maximum has grown by more than this: weights reach 2^8, and rescaling is
+// rare.
 constexpr float kLazyGrowth = 8.0f;
 
 // Row r of row block i: lanes 4r .. 4r + 3 hold it. acc[tile][2 i + j]: accumulators of that row.
@@ -59,11 +61,11 @@ __host__ __device__ constexpr int combine_bytes(int n_warps) {
 }
 
 // Adds up the page warps of each row warp and writes the block's partial result of the unit. For the whole block.
-// base_row: the first row of the block. dim(tile, column): the coordinate of an accumulator, column 0 or 1. kSplitV row warps in turn have
-// the same rows and consecutive parts of the coordinates. Ends with a barrier.
+// base_row: the first row of the block. dim(tile, column): the coordinate of an accumulator, column 0 or 1. kSplitV row warps
+// in turn have the same rows and consecutive parts of the coordinates. Ends with a barrier.
 template <int kRowBlocks, int kTiles, int kDimV, int kSplitV, class Dim>
-__device__ void combine_warps(const AttendCall& call, SoftmaxState<kRowBlocks, kTiles>& state, float* area, uint32_t slot, int base_row,
-                              const Dim& dim) {
+__device__ void combine_warps(const AttendCall& call, SoftmaxState<kRowBlocks, kTiles>& state, float* area, uint32_t slot,
+                              int base_row, const Dim& dim) {
   constexpr int kRows = 8 * kRowBlocks, kPitch = kDimV + 4, kPartV = kDimV / kSplitV;
   const int n_warps = blockDim.x / 32, n_row_warps = call.n_row_warps, n_page_warps = n_warps / n_row_warps;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
@@ -119,7 +121,9 @@ __device__ void combine_warps(const AttendCall& call, SoftmaxState<kRowBlocks, k
       const float *m = maxima + rows_of * n_page_warps * kRows + row, *l = sums + rows_of * n_page_warps * kRows + row;
       float largest = -INFINITY, total = 0;
       for (int w = 0; w < n_page_warps; ++w) largest = fmaxf(largest, m[w * kRows]);
-      for (int w = 0; w < n_page_warps; ++w) total += m[w * kRows] == -INFINITY ? 0.0f : l[w * kRows] * exp2_fast(m[w * kRows] - largest);
+      for (int w = 0; w < n_page_warps; ++w) {  // where no score was a number the sum is 0, or NaN and stays so
+        total += m[w * kRows] == -INFINITY ? l[w * kRows] : l[w * kRows] * exp2_fast(m[w * kRows] - largest);
+      }
       call.partial_max[static_cast<size_t>(slot) * call.n_rows + first_row + row] = largest;
       call.partial_sum[static_cast<size_t>(slot) * call.n_rows + first_row + row] = total;
     }

@@ -1,5 +1,5 @@
-// All pages of all (stream, head) units form one list, in that order; the blocks take equal consecutive shares of it. Lengths lie in
-// device memory, so every block finds its share by itself.
+// All pages of all (stream, head) units form one list, in that order; the blocks take equal consecutive shares of it. Lengths
+// lie in device memory, so every block finds its share by itself.
 #ifndef KVT_CUDA_WORK_SPLIT_CUH
 #define KVT_CUDA_WORK_SPLIT_CUH
 
@@ -14,7 +14,9 @@ __device__ __forceinline__ int stream_cells(const kvt_cuda_attention& args, uint
   if (args.lengths == nullptr) return static_cast<int>(args.max_cells);
   return max(0, min(args.lengths[stream], static_cast<int>(args.max_cells)));
 }
-__device__ __forceinline__ int pages_of_cells(int cells) { return static_cast<int>((static_cast<uint32_t>(cells) + kPageTokens - 1) / kPageTokens); }
+__device__ __forceinline__ int pages_of_cells(int cells) {
+  return static_cast<int>((static_cast<uint32_t>(cells) + kPageTokens - 1) / kPageTokens);
+}
 
 // Pages of one head in the streams before `stream`, and in all streams. For a whole warp; the same in all lanes.
 struct PageCount {
@@ -82,15 +84,17 @@ __device__ __forceinline__ PageCursor find_page(const kvt_cuda_attention& args, 
   }
 }
 
-// Block x of n takes the pages x * all / n .. (x + 1) * all / n - 1. (Equal parts with the longer ones first would need no 64-bit division, but
-// made the fp16 kernel 9 % slower, measured.)
+// Block x of n takes the pages x * all / n .. (x + 1) * all / n - 1. (Equal parts with the longer ones first would need no
+// 64-bit division, but made the fp16 kernel 9 % slower, measured.)
 struct PageSplit {
   uint32_t n_blocks;  // with work: never more than pages
   uint32_t all;
 
   __device__ __forceinline__ PageSplit(uint32_t blocks, int pages)
       : n_blocks(min(blocks, static_cast<uint32_t>(pages))), all(static_cast<uint32_t>(pages)) {}
-  __device__ __forceinline__ int first_of(uint32_t block) const { return static_cast<int>(static_cast<uint64_t>(block) * all / n_blocks); }
+  __device__ __forceinline__ int first_of(uint32_t block) const {
+    return static_cast<int>(static_cast<uint64_t>(block) * all / n_blocks);
+  }
   __device__ __forceinline__ uint32_t block_of(int page) const {
     return static_cast<uint32_t>(((static_cast<uint64_t>(page) + 1) * n_blocks - 1) / all);
   }
