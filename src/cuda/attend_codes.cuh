@@ -121,6 +121,21 @@ struct ValueNorms {
   }
 };
 
+// Removes the cells beyond the ends of a row: the page in which a sequence ends, or begins with exact rows. No value norm is
+// NaN.
+template <class Shape>
+__device__ __forceinline__ void clip_page(int first_cell, int first, int cells, const int (&row_end)[Shape::kRowBlocks],
+                                          float (&score)[Shape::kRowBlocks][16], ValueNorms& norms) {
+#pragma unroll
+  for (int t = 0; t < 16; ++t) {
+    const int cell = first_cell + t / 4 * 16 + t % 4;
+    __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
+    norm = cell >= first && cell < cells ? norm : __ushort_as_half(0);
+#pragma unroll
+    for (int b = 0; b < Shape::kRowBlocks; ++b) score[b][t] = cell >= first && cell < row_end[b] ? score[b][t] : -INFINITY;
+  }
+}
+
 // Removes what a row must not see, and settles softcap and mask. Scores are base-2 logarithms. Value norms of cells that no row
 // sees are cleared; a cell that only some rows see and whose value is NaN gives NaN to those.
 template <class Shape>
@@ -211,6 +226,9 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   for (int segment = share_first; segment < share_end;) {
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const PlainPages plain(call, cells);
+    int row_end[kRowBlocks];
+#pragma unroll
+    for (int b = 0; b < kRowBlocks; ++b) row_end[b] = visible_end(call, first_row + 8 * b + r, cells);
     __syncthreads();  // the queries of the unit before are no longer read
     queries.prepare(call, here.stream, here.head, base_row);
     __syncthreads();
@@ -229,21 +247,31 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       for (int b = 0; b < kRowBlocks; ++b) factor[b] = q.factor[b];
       const int page_in_unit = here.page + (p - segment);
       if (!plain.has(page_in_unit)) {
-        // Copies: what a call may write lies in memory, and the originals must stay in registers.
-        float restricted[kRowBlocks][16];
-        ValueNorms kept = norms;
 #pragma unroll
         for (int b = 0; b < kRowBlocks; ++b) {
 #pragma unroll
-          for (int t = 0; t < 16; ++t) restricted[b][t] = score[b][t] * factor[b];
-        }
-        restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
-        norms = kept;
-#pragma unroll
-        for (int b = 0; b < kRowBlocks; ++b) {
-#pragma unroll
-          for (int t = 0; t < 16; ++t) score[b][t] = restricted[b][t];
+          for (int t = 0; t < 16; ++t) score[b][t] *= factor[b];
           factor[b] = 1.0f;
+        }
+        if (!plain.extras && !__any_sync(0xffffffffu, isnan(norms.largest()))) {
+          clip_page<Shape>(page_in_unit * static_cast<int>(kPageTokens) + 4 * c, static_cast<int>(args.n_exact), cells, row_end,
+                           score, norms);
+        } else {
+          // Copies: what a call may write lies in memory, and the originals must stay in registers.
+          float restricted[kRowBlocks][16];
+          ValueNorms kept = norms;
+#pragma unroll
+          for (int b = 0; b < kRowBlocks; ++b) {
+#pragma unroll
+            for (int t = 0; t < 16; ++t) restricted[b][t] = score[b][t];
+          }
+          restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
+          norms = kept;
+#pragma unroll
+          for (int b = 0; b < kRowBlocks; ++b) {
+#pragma unroll
+            for (int t = 0; t < 16; ++t) score[b][t] = restricted[b][t];
+          }
         }
       }
       float largest[kRowBlocks];

@@ -11,8 +11,15 @@ namespace {
 
 constexpr float kLog2e = 1.4426950408889634f;
 
+// The cells first .. end - 1 are those that a row sees, but for the mask. cells: of the stream.
+__device__ __forceinline__ int visible_end(const AttendCall& call, uint32_t row, int cells) {
+  const kvt_cuda_attention& a = call.args;
+  if (row >= call.n_rows) return 0;
+  return cells - (a.causal ? static_cast<int>(a.n_queries - 1 - row / a.n_group) : 0);
+}
+
 struct RowView {
-  int first, end;  // cells that the row sees, but for the mask
+  int first, end;
   const __half* mask;
   float slope, softcap;
 
@@ -20,7 +27,7 @@ struct RowView {
     const kvt_cuda_attention& a = call.args;
     const uint32_t query = row / a.n_group, q_head = head * a.n_group + row % a.n_group;
     first = static_cast<int>(a.n_exact);
-    end = row < call.n_rows ? length - (a.causal ? static_cast<int>(a.n_queries - 1 - query) : 0) : 0;
+    end = visible_end(call, row, length);
     mask = a.mask == nullptr
                ? nullptr
                : reinterpret_cast<const __half*>(reinterpret_cast<const char*>(a.mask) + stream * a.mask_stream_stride +
@@ -44,13 +51,13 @@ struct RowView {
 // The pages first .. end - 1 of a stream need nothing but scores: every row sees all of their cells, without mask and softcap.
 struct PlainPages {
   int first, end;
+  bool extras;  // mask or softcap
 
   __device__ PlainPages(const AttendCall& call, int cells) {
     const kvt_cuda_attention& a = call.args;
     first = a.n_exact > 0;
-    end = a.mask != nullptr || a.logit_softcap > 0
-              ? 0
-              : (cells - (a.causal ? static_cast<int>(a.n_queries) - 1 : 0)) / static_cast<int>(kPageTokens);
+    extras = a.mask != nullptr || a.logit_softcap > 0;
+    end = extras ? 0 : (cells - (a.causal ? static_cast<int>(a.n_queries) - 1 : 0)) / static_cast<int>(kPageTokens);
   }
   __device__ __forceinline__ bool has(int page) const { return page >= first && page < end; }
 };
