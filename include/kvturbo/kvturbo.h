@@ -76,7 +76,10 @@ typedef enum kvt_status {
   KVT_ERROR_TRUNCATED = 24,
 
   KVT_ERROR_NO_MEMORY = 30,
-  KVT_ERROR_UNSUPPORTED_ISA = 31 /* KVTURBO_ISA names a kernel table that this machine or build lacks */
+  KVT_ERROR_UNSUPPORTED_ISA = 31, /* KVTURBO_ISA names a kernel table that this machine or build lacks */
+
+  KVT_ERROR_CUDA = 40, /* a CUDA call failed; cudaGetLastError has the reason (kvturbo_cuda.h) */
+  KVT_ERROR_CUDA_DEVICE = 41 /* no GPU, or one that the kernels of this build do not run on */
 } kvt_status;
 
 /* One line in English for people; static storage; never NULL. */

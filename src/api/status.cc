@@ -17,6 +17,8 @@ extern "C" const char* kvt_status_string(kvt_status status) {
     case KVT_ERROR_TRUNCATED: return "the bytes end too early";
     case KVT_ERROR_NO_MEMORY: return "out of memory";
     case KVT_ERROR_UNSUPPORTED_ISA: return "KVTURBO_ISA names kernels that this machine or build lacks: unset it, or use scalar";
+    case KVT_ERROR_CUDA: return "a CUDA call failed: cudaGetLastError has the reason";
+    case KVT_ERROR_CUDA_DEVICE: return "no GPU of compute capability 8.0 or later: use the CPU functions";
   }
   return "unknown status";
 }

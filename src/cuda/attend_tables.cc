@@ -1,0 +1,59 @@
+#include <cmath>
+#include <numbers>
+
+#include "cuda/cuda_attend.h"
+#include "format/rotation_tables.h"
+
+namespace kvt::cuda {
+namespace {
+
+void put_byte(uint32_t* words, unsigned at, int byte) {
+  words[at / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(byte)) << (at % 4 * 8);
+}
+
+// Operand bytes by code, as code_bytes.cuh looks them up. Tables that are joined from parts hold level + 64, so that no byte
+// has bit 7.
+void write_key_table(const SideLayout& key, uint32_t* words) {
+  const LevelTable& table = *key.table;
+  for (unsigned i = 0; i < table.n_levels(); ++i) {
+    if (table.trellis) {
+      put_byte(words, i % 4 * 8 + i / 4, table.levels[i] + 64);  // subset z, m
+    } else {
+      put_byte(words, i, table.levels[i] + (key.has_residual ? 0 : 64));
+    }
+  }
+}
+void write_value_table(const SideLayout& value, uint32_t* words) {
+  const LevelTable& table = *value.table;
+  for (unsigned i = 0; i < table.n_levels(); ++i) {
+    if (table.trellis) {
+      const unsigned m = i / 4, z1 = i / 2 % 2, z0 = i % 2;
+      put_byte(words, z1 * 8 + z0 * 4 + m, table.levels[i] + 64);
+    } else {
+      put_byte(words, i, table.levels[i]);
+    }
+  }
+}
+
+}  // namespace
+
+AttendCall make_attend_call(const SideLayout& key, const SideLayout& value, const kvt_cuda_attention& args) {
+  AttendCall call{};
+  call.args = args;
+  call.n_rows = args.n_group * args.n_queries;
+  if (key.table == nullptr) return call;
+  const auto d_k = static_cast<float>(key.head_dim);
+  const float score_scale = args.scale * std::numbers::log2e_v<float>;
+  call.score_factor = score_scale * key.table->step / d_k;
+  call.sketch_factor = score_scale * std::sqrt(std::numbers::pi_v<float> / 2) / (std::sqrt(d_k) * d_k) / 64;
+  call.value_factor = value.table->step / static_cast<float>(value.head_dim);
+  write_key_table(key, call.key_bytes);
+  write_value_table(value, call.value_bytes);
+  for (unsigned i = 0; i < kMaxHeadDim; ++i) {
+    if (sign_bit(kSignsRotation, i)) call.signs[0][i / 32] |= 1u << (i % 32);
+    if (sign_bit(kSignsSketch, i)) call.signs[1][i / 32] |= 1u << (i % 32);
+  }
+  return call;
+}
+
+}  // namespace kvt::cuda

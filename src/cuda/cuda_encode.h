@@ -1,0 +1,44 @@
+// What the API hands to the encoders. Plain data: it travels as a kernel parameter.
+#ifndef KVT_CUDA_CUDA_ENCODE_H
+#define KVT_CUDA_CUDA_ENCODE_H
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "format/page_layout.h"
+#include "kvturbo/kvturbo_cuda.h"
+
+namespace kvt::cuda {
+
+struct EncodeTables {
+  // Thresholds as a complete binary tree: node i has the children 2i and 2i + 1 (above). Scalar: nodes 1 .. 2^bits - 1.
+  // Trellis: one tree for each subset z, from tree[8 * z].
+  float tree[32];
+  float value[32];        // step * level, by code or by level index
+  uint16_t signs[2][16];  // bit i of entry l: coordinate 16 i + l is negated (rotation, sketch)
+};
+
+struct EncodeCall {
+  const char* src;
+  size_t src_row_stride, src_head_stride;
+  const int64_t* cells;
+  char* pages;
+  size_t page_stride, head_stride;
+  uint32_t* n_refused;
+  uint32_t n_rows, n_kv_heads, head_dim;
+  kvt_cuda_type src_type;
+  uint32_t norm_offset, residual_offset;
+  bool raw_norm;  // hybrid; else matched (keys) or least squares (values)
+  EncodeTables tables;
+};
+
+EncodeCall make_encode_call(const SideLayout& layout);  // all that does not come from the arguments
+// Launches; the caller asks cudaGetLastError.
+void launch_encode_halves(const EncodeCall& call, cudaStream_t stream);
+void launch_encode_scalar(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream);
+void launch_encode_trellis(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream);
+
+}  // namespace kvt::cuda
+
+#endif

@@ -1,0 +1,94 @@
+// Encoders of hybrid and scalar43, and of f16 rows.
+#include <type_traits>
+
+#include "cuda/encode_block.cuh"
+
+namespace kvt::cuda {
+namespace {
+
+template <int kBits, bool kResidual>
+struct ScalarQuantiser {
+  static constexpr bool kHasResidual = kResidual;
+  struct Shared {};
+
+  // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank
+  // conflicts.
+  template <int N>
+  __device__ static void run(const EncodeTables& tables, Shared&, int, const float (&y)[N], uint8_t (&codes)[N],
+                             float (&quantised)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      int node = 1;
+#pragma unroll
+      for (int level = 0; level < kBits; ++level) node = 2 * node + (y[i] > tables.tree[node]);
+      const int code = node - (1 << kBits);
+      codes[i] = static_cast<uint8_t>(code);
+      quantised[i] = tables.value[code];
+    }
+  }
+};
+
+template <int kDim, bool kKey, class Quantiser>
+__global__ void __launch_bounds__(kEncodeThreads) encode_scalar_kernel(const __grid_constant__ EncodeCall call) {
+  __shared__ EncodedRows<kDim> rows;
+  __shared__ EncodeTables tables;
+  if (threadIdx.x < 32) {
+    tables.tree[threadIdx.x] = call.tables.tree[threadIdx.x];
+    tables.value[threadIdx.x] = call.tables.value[threadIdx.x];
+  }
+  __syncthreads();
+  typename Quantiser::Shared none;
+  encode_block<kDim, kKey, Quantiser>(call, tables, none, rows);
+}
+
+__device__ __forceinline__ uint32_t half_bits(float x, bool& refused) {
+  refused = refused || !(fabsf(x) <= 65504.0f);
+  return isnan(x) ? (__float_as_uint(x) >> 16 & 0x8000u) | kNanNorm : __half_as_ushort(__float2half_rn(x));
+}
+
+// One warp a row, two coordinates a lane at a time.
+__global__ void __launch_bounds__(kEncodeThreads) encode_halves_kernel(const __grid_constant__ EncodeCall call) {
+  const uint32_t row = blockIdx.x * (kEncodeThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= call.n_rows) return;
+  const int64_t cell = call.cells[row];
+  if (cell < 0) return;
+  const char* src = call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride;
+  auto* dst = reinterpret_cast<uint32_t*>(page_of(call, cell) + static_cast<size_t>(cell % kPageTokens) * call.head_dim * 2);
+  float x[kMaxHeadDim / 64][2];
+#pragma unroll
+  for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
+    const uint32_t at = 64 * i + 2 * lane;
+    if (at >= call.head_dim) continue;
+    x[i][0] = load_element(src, call.src_type, at);
+    x[i][1] = load_element(src, call.src_type, at + 1);
+  }
+  bool refused = false;
+#pragma unroll
+  for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
+    if (64 * i + 2 * lane < call.head_dim) dst[32 * i + lane] = half_bits(x[i][0], refused) | half_bits(x[i][1], refused) << 16;
+  }
+  if (__any_sync(kFullWarp, refused) && lane == 0 && call.n_refused != nullptr) atomicAdd(call.n_refused, 1u);
+}
+
+}  // namespace
+
+void launch_encode_halves(const EncodeCall& call, cudaStream_t stream) {
+  constexpr uint32_t kRows = kEncodeThreads / 32;
+  encode_halves_kernel<<<dim3((call.n_rows + kRows - 1) / kRows, call.n_kv_heads), kEncodeThreads, 0, stream>>>(call);
+}
+
+void launch_encode_scalar(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream) {
+  const dim3 grid = encode_grid(call);
+  for_head_dim(call.head_dim, [&](auto dim) {
+    constexpr int kDim = decltype(dim)::value;
+    if (layout.side == KVT_VALUE) {
+      encode_scalar_kernel<kDim, false, ScalarQuantiser<3, false>><<<grid, kEncodeThreads, 0, stream>>>(call);
+    } else if (layout.has_residual) {
+      encode_scalar_kernel<kDim, true, ScalarQuantiser<3, true>><<<grid, kEncodeThreads, 0, stream>>>(call);
+    } else {
+      encode_scalar_kernel<kDim, true, ScalarQuantiser<4, false>><<<grid, kEncodeThreads, 0, stream>>>(call);
+    }
+  });
+}
+
+}  // namespace kvt::cuda
