@@ -177,8 +177,7 @@ std::string shape_name(const Shape& s) {
 
 std::vector<kvt_codec_id> chosen_codecs(const Options& options) {
   std::vector<kvt_codec_id> codecs;
-  for (int i = KVT_CODEC_F16 + 1; kvt_codec_name(static_cast<kvt_codec_id>(i)) != nullptr; ++i) {
-    const auto id = static_cast<kvt_codec_id>(i);
+  for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
     if (options.codec.empty() || options.codec == kvt_codec_name(id)) codecs.push_back(id);
   }
   return codecs;

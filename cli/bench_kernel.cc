@@ -214,10 +214,6 @@ class KernelBench {
         codecs_.push_back(id);
       }
     }
-    if (!options_.codecs.empty()) return;
-    for (int id = KVT_CODEC_F16 + 1; kvt_codec_name(static_cast<kvt_codec_id>(id)) != nullptr; ++id) {
-      codecs_.push_back(static_cast<kvt_codec_id>(id));
-    }
   }
 
   void find_isas() {
@@ -230,7 +226,7 @@ class KernelBench {
       tables_.push_back(table);
     }
     if (!tables_.empty()) return;
-    for (const char* name : {"avx512", "avx2", "neon"}) {
+    for (const char* name : {"avx512", "avxvnni", "avx2", "neon"}) {
       if (const cpu::KernelTable* table = cpu::find_kernels(name)) tables_.push_back(table);
     }
     if (tables_.empty()) tables_.push_back(cpu::find_kernels("scalar"));

@@ -18,7 +18,7 @@ struct KernelBenchOptions {
   unsigned n_kv_heads = 8;
   unsigned n_queries = 1;            // 2 to 8: drafts; more: prefill
   std::vector<std::string> threads;  // numbers or "all"; empty: 1 and all
-  std::vector<std::string> codecs;   // empty: all
+  std::vector<std::string> codecs = {"hybrid", "scalar43", "k4v3"};  // beside f16
   std::vector<std::string> isas;     // empty: all of this machine but scalar
   unsigned n_rounds = 0;             // 0: 15, or 5 if quick
   bool quick = false;                // ends within 40 s on two cores

@@ -75,12 +75,7 @@ class ModelBench {
   using Key = std::tuple<std::string, std::string, unsigned>;  // contender, test, depth
 
   void add_codecs() {
-    std::vector<std::string> codecs = options_.codecs;
-    for (int id = KVT_CODEC_F16 + 1; options_.codecs.empty() && kvt_codec_name(static_cast<kvt_codec_id>(id)) != nullptr;
-         ++id) {
-      codecs.push_back(kvt_codec_name(static_cast<kvt_codec_id>(id)));
-    }
-    for (const std::string& codec : codecs) {
+    for (const std::string& codec : options_.codecs) {
       check_codec_name(codec);
       contenders_.push_back({codec, "", codec});
     }

@@ -12,7 +12,7 @@ namespace kvt::cli {
 struct ModelBenchOptions {
   CommonOptions common;  // codec unused
   std::string model;
-  std::vector<std::string> codecs;  // empty: all but f16
+  std::vector<std::string> codecs = {"hybrid", "scalar43", "k4v3"};
   std::vector<std::string> stock_types = {"f16", "q8_0", "q4_0"};
   unsigned n_prompt = 512;
   unsigned n_gen = 64;

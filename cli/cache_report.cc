@@ -22,6 +22,7 @@ std::optional<CacheReport> read_cache_report(const std::filesystem::path& path) 
     json.at("kv_bytes_per_token").get_to(report.kv_bytes_per_token);
     json.at("kv_bytes_per_token_f16").get_to(report.kv_bytes_per_token_f16);
     json.at("ratio").get_to(report.ratio);
+    report.kv_bytes_fixed = json.value("kv_bytes_fixed", 0.0);
     report.isa = json.value("isa", "");
     report.layers_compressed = json.value("layers_compressed", 0);
     report.layers_total = json.value("layers_total", 0);

@@ -20,6 +20,7 @@ struct CacheReport {
   double kv_bytes_per_token = 0;  // summed over the layers
   double kv_bytes_per_token_f16 = 0;
   double ratio = 0;
+  double kv_bytes_fixed = 0;  // exact rows and conditioning of one sequence, summed over the layers
   int layers_compressed = 0;
   int layers_total = 0;
   std::vector<NotCompressed> not_compressed;

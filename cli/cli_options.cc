@@ -15,7 +15,10 @@ void add_common_options(CLI::App& command, CommonOptions& options) {
   command.add_option("--sinks", options.sinks, "first cells of each stream that are kept exact as well: 0 to 64 (default 4)")
       ->envname("KVTURBO_SINKS")
       ->type_name("N");
-  command.add_option("--isa", options.isa, "kernel table to use instead of the best one: scalar, avx2, avx512, neon")
+  command.add_option("--recent", options.recent, "newest tokens that each query attends exactly: 0 to 64 (default 48)")
+      ->envname("KVTURBO_RECENT")
+      ->type_name("N");
+  command.add_option("--isa", options.isa, "kernel table to use instead of the best one: scalar, avx2, avxvnni, avx512, neon")
       ->envname("KVTURBO_ISA")
       ->type_name("NAME");
   command.add_option("--host", options.host_folder, "folder with llama.cpp's programs, instead of searching")

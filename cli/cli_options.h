@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,9 +16,12 @@ struct CommonOptions {
   std::string codec;        // --codec, KVTURBO_CODEC; empty: the plug-in's default
   std::string condition;    // --condition, KVTURBO_CONDITION; empty: on
   std::string sinks;        // --sinks, KVTURBO_SINKS; empty: 4
+  std::string recent;       // --recent, KVTURBO_RECENT; empty: 48
   std::string isa;          // --isa, KVTURBO_ISA; empty: the best of this machine
   std::string host_folder;  // --host, KVTURBO_HOST; empty: search (host_finder.h)
   std::string plugin_path;  // --plugin, KVTURBO_PLUGIN; empty: search (host_finder.h)
+  // Not an option: further variables that the program sets for the host (a value) or takes away (nullopt).
+  std::map<std::string, std::optional<std::string>> variables;
 };
 
 struct RunOptions {

@@ -34,7 +34,9 @@ void declare_kernel(CLI::App& bench, BenchOptions& options) {
       ->check(CLI::Range(1, 1 << 16))
       ->type_name("N");
   command->add_option("--threads", kernel.threads, "threads (1,all)")->delimiter(',')->type_name("N,...");
-  command->add_option("--codec", kernel.codecs, "codecs (all of " + codec_names() + ")")->delimiter(',')->type_name("NAME,...");
+  command->add_option("--codec", kernel.codecs, "codecs beside f16, of " + codec_names() + " (hybrid,scalar43,k4v3)")
+      ->delimiter(',')
+      ->type_name("NAME,...");
   command->add_option("--isa", kernel.isas, "kernel tables (all of this machine but scalar)")
       ->delimiter(',')
       ->envname("KVTURBO_ISA")
@@ -67,7 +69,9 @@ void declare_model(CLI::App& bench, BenchOptions& options) {
       ->envname("KVTURBO_MODEL")
       ->required()
       ->type_name("MODEL");
-  command->add_option("--codec", model.codecs, "codecs (all but f16)")->delimiter(',')->type_name("NAME,...");
+  command->add_option("--codec", model.codecs, "codecs, of " + codec_names() + " (hybrid,scalar43,k4v3)")
+      ->delimiter(',')
+      ->type_name("NAME,...");
   command->add_option("--stock", model.stock_types, "types of the stock cache to compare with (f16,q8_0,q4_0)")
       ->delimiter(',')
       ->type_name("TYPE,...");

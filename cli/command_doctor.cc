@@ -79,6 +79,7 @@ void find_options(Findings& findings, const CommonOptions& options) {
   set("KVTURBO_CODEC", options.codec);
   set("KVTURBO_CONDITION", options.condition);
   set("KVTURBO_SINKS", options.sinks);
+  set("KVTURBO_RECENT", options.recent);
   set("KVTURBO_ISA", options.isa);
   set("KVTURBO_HOST", options.host_folder);
   set("KVTURBO_PLUGIN", options.plugin_path);

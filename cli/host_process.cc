@@ -56,6 +56,7 @@ EnvironmentChanges host_environment(const CommonOptions& options, const fs::path
                                     const std::vector<std::string>& host_flags) {
   EnvironmentChanges changes;
   for (const char* ours : {"KVTURBO_HOST", "KVTURBO_PLUGIN", "KVTURBO_CACHE", "KVTURBO_MODEL"}) changes[ours] = std::nullopt;
+  for (const auto& [name, value] : options.variables) changes[name] = value;
   if (plugin.empty()) {
     const char* backend = std::getenv("GGML_BACKEND_PATH");
     if (backend && std::string(backend).find("kvturbo") != std::string::npos) changes["GGML_BACKEND_PATH"] = std::nullopt;
@@ -65,6 +66,7 @@ EnvironmentChanges host_environment(const CommonOptions& options, const fs::path
   if (!options.codec.empty()) changes["KVTURBO_CODEC"] = options.codec;
   if (!options.condition.empty()) changes["KVTURBO_CONDITION"] = options.condition;
   if (!options.sinks.empty()) changes["KVTURBO_SINKS"] = options.sinks;
+  if (!options.recent.empty()) changes["KVTURBO_RECENT"] = options.recent;
   if (!options.isa.empty()) changes["KVTURBO_ISA"] = options.isa;
   // A llama.cpp built without GGML_BACKEND_DL looks at GGML_BACKEND_PATH only when a device is named.
   if (!has_flag(host_flags, {"--device", "-dev"}) && !std::getenv(kDeviceVariable)) changes[kDeviceVariable] = "KVTURBO0";

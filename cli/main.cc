@@ -3,6 +3,7 @@
 #include "child_process.h"
 #include "cli_error.h"
 #include "command_bench.h"
+#include "command_eval.h"
 #include "commands.h"
 #include "kvturbo/kvturbo.h"
 
@@ -21,6 +22,7 @@ struct CommandLine {
   DoctorOptions doctor;
   ModelsOptions models;
   BenchOptions bench;
+  EvalOptions eval;
 };
 
 CLI::App* declare_run(CLI::App& app, RunOptions& run) {
@@ -106,6 +108,7 @@ int run_command_line(int argc, char** argv) {
   const CLI::App* doctor = declare_doctor(app, line.doctor);
   const CLI::App* models = declare_models(app, line.models);
   const CLI::App* bench = declare_bench(app, line.bench);
+  const CLI::App* eval = declare_eval(app, line.eval);
   try {
     app.parse(static_cast<int>(separator - argv), argv);
   } catch (const CLI::Success& success) {
@@ -114,7 +117,7 @@ int run_command_line(int argc, char** argv) {
     const auto chosen = app.get_subcommands();
     if (chosen.empty() && argc > 1 && argv[1][0] != '-') {
       throw CliError(kExitUsage, std::string("command '") + argv[1] + "'", "unknown",
-                     "known commands: run, serve, doctor, models, bench");
+                     "known commands: run, serve, doctor, models, bench, eval");
     }
     const std::string command = chosen.empty() ? "kvturbo" : "kvturbo " + chosen.front()->get_name();
     std::string why = error.what();
@@ -131,6 +134,7 @@ int run_command_line(int argc, char** argv) {
   if (*doctor) return command_doctor(line.doctor);
   if (*models) return command_models(line.models);
   if (*bench) return command_bench(line.bench);
+  if (*eval) return command_eval(line.eval);
   return kExitUsage;
 }
 

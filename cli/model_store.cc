@@ -3,6 +3,7 @@
 #include "cache_folder.h"
 #include "child_process.h"
 #include "cli_error.h"
+#include "file_hash.h"
 #include "terminal_output.h"
 
 #include <fmt/format.h>
@@ -20,14 +21,6 @@ namespace {
 using namespace std::chrono_literals;
 
 std::string fetch_command(const CatalogueModel& model) { return "kvturbo models --fetch " + model.name; }
-
-std::string sha256_of(const fs::path& file) {
-  const CommandResult result = run_command({"sha256sum", "--binary", file.string()}, {}, 10min);
-  if (!result.succeeded || result.output.size() < 64) {
-    throw CliError(kExitFailure, "sha256sum", "it failed on " + file.string() + ": " + result.how_it_ended, "");
-  }
-  return result.output.substr(0, 64);
-}
 
 std::uint64_t folder_bytes(const fs::path& folder) {
   std::uint64_t bytes = 0;

@@ -25,9 +25,10 @@ bool all_finite(const std::vector<float>& values) {
   return true;
 }
 
-// Makes the norms of a page ones that validate, since random bytes hardly ever do.
-void repair_norms(const kvt::SideLayout& layout, uint8_t* page) {
+// Makes a page without rest lines one that validates, since random bytes hardly ever do.
+void repair_page(const kvt::SideLayout& layout, uint8_t* page) {
   if (layout.table == nullptr) return;
+  for (size_t at = 0; layout.code_bits == 8 && at < layout.norm_offset; ++at) page[at] &= 0x7F;
   for (size_t at = layout.norm_offset; at < layout.page_bytes; at += 2) {
     page[at + 1] &= 0x7F;
     if (page[at + 1] >= 0x7C) page[at + 1] = 0x7B;
@@ -38,7 +39,7 @@ void repair_norms(const kvt::SideLayout& layout, uint8_t* page) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   kvt_fuzz::Input in(data, size);
-  const auto id = static_cast<kvt_codec_id>(in.below(4));
+  const auto id = static_cast<kvt_codec_id>(in.below(kvt_fuzz::kCodecCount));
   const uint32_t d_k = kvt_fuzz::kHeadDims[in.below(7)];
   const uint32_t d_v = kvt_fuzz::kHeadDims[in.below(7)];
   const uint32_t n_cells = in.byte() % (kMaxCells + 1);
@@ -60,8 +61,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   if (flags & 2)
     for (uint32_t p = 0; p < n_pages; ++p) {
-      repair_norms(owner->key, k.get() + p * k_bytes);
-      repair_norms(owner->value, v.get() + p * v_bytes);
+      repair_page(owner->key, k.get() + p * k_bytes);
+      repair_page(owner->value, v.get() + p * v_bytes);
     }
 
   const bool k_valid = kvt_validate_pages(owner, KVT_KEY, k.get(), k_bytes, n_pages) == KVT_OK;

@@ -29,7 +29,7 @@ void write_then_read(const uint8_t* data, size_t size) {
   kvt_header header;
   std::memset(&header, 0, sizeof header);
   header.struct_size = sizeof header;
-  header.codec = static_cast<kvt_codec_id>(in.below(4));
+  header.codec = static_cast<kvt_codec_id>(in.below(kvt_fuzz::kCodecCount));
   in.fill(&header.head_dim_k, sizeof header - offsetof(kvt_header, head_dim_k));
   if (in.left() > 2 && data[1] & 1) {  // random head dims are hardly ever known ones
     header.head_dim_k = kvt_fuzz::kHeadDims[data[1] / 2 % 7];

@@ -20,8 +20,9 @@
 
 namespace kvt_fuzz {
 
+inline constexpr uint32_t kCodecCount = 9;
 inline constexpr uint32_t kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
-inline constexpr const char* kTables[] = {"scalar", "avx2", "avx512", "neon"};
+inline constexpr const char* kTables[] = {"scalar", "avx2", "avxvnni", "avx512", "neon"};
 
 // Reads an input from its start; beyond its end it gives zeros.
 class Input {

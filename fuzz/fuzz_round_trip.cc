@@ -35,7 +35,7 @@ void take_row(kvt_fuzz::Input& in, uint32_t kind, float* x, size_t d) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   kvt_fuzz::Input in(data, size);
-  const auto id = static_cast<kvt_codec_id>(in.below(4));
+  const auto id = static_cast<kvt_codec_id>(in.below(kvt_fuzz::kCodecCount));
   const kvt_side side = in.below(2) == 0 ? KVT_KEY : KVT_VALUE;
   const uint32_t d = kvt_fuzz::kHeadDims[in.below(7)];
   const uint32_t kind = in.below(4);

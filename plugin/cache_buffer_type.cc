@@ -25,11 +25,18 @@ size_t image_slot_bytes(const ggml_tensor* t) { return round_up(host().ggml_nbyt
 // Memory of a cache tensor before its head dim is known.
 size_t estimated_bytes(const ggml_tensor* t) {
   kvt_side side = KVT_KEY;
-  parse_cache_name(t->name, &side, nullptr);
-  const size_t token_bytes = largest_token_bytes(side, t->ne[0]);
+  int layer = 0;
+  parse_cache_name(t->name, &side, &layer);
+  const CacheOptions& options = cache_options();
+  const kvt_codec_id codec = options.codec_of_layer(layer);
+  const size_t token_bytes = largest_token_bytes(codec, side, t->ne[0]);
   if (token_bytes == 0) return image_slot_bytes(t);
   const size_t n_cells = round_up(static_cast<size_t>(t->ne[1]), KVT_PAGE_TOKENS);
-  return round_up(token_bytes * n_cells * static_cast<size_t>(t->ne[2] * t->ne[3]), os_page_bytes());
+  size_t n_exact = 0;
+  if (codec != KVT_CODEC_F16) {
+    n_exact = static_cast<size_t>(options.n_exact + options.n_recent) + (options.n_recent > 0 ? RecentRows::kSlack : 0);
+  }
+  return round_up((token_bytes * n_cells + n_exact * t->nb[1]) * static_cast<size_t>(t->ne[2] * t->ne[3]), os_page_bytes());
 }
 
 // -ctk q8_0 and the like: the host has chosen a compression of its own.

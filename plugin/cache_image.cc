@@ -49,7 +49,7 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     cells[n_changed++] = chunk.cell + i;
   }
   if (n_changed == 0) return;
-  write_rows(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
+  replace_cells(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
 }
 
 }  // namespace
@@ -81,6 +81,25 @@ void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const g
       if (n_units % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
     }
     done += chunk.n_rows;
+  }
+}
+
+void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
+  image_encode(cache, first_row, n_rows, src, 0, 1);
+  RecentRows* recent = cache->recent();
+  if (recent == nullptr) return;
+  const auto d = static_cast<size_t>(cache->head_dim());
+  for (int64_t i = 0; i < n_rows; ++i, src += cache->n_values()) {
+    const auto stream = static_cast<size_t>((first_row + i) / cache->n_cells());
+    const auto cell = static_cast<int32_t>((first_row + i) % cache->n_cells());
+    if (std::all_of(src, src + cache->n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) {
+      recent->forget(stream, cell, cell + 1);  // an empty cell
+      continue;
+    }
+    recent->append(stream, cell);
+    for (size_t head = 0; head < static_cast<size_t>(cache->n_heads()); ++head) {
+      std::memcpy(recent->row(stream, head, cell), src + head * d, d * sizeof(ggml_fp16_t));
+    }
   }
 }
 
@@ -149,7 +168,7 @@ void write_range(CacheTensor* cache, size_t offset, size_t size, Source source) 
     if (has_partial_row) image_decode(cache, first_row, n_rows, rows.data(), 0, 1);
     source(done, bytes, reinterpret_cast<char*>(rows.data()) + skip);
     learn_from_image(cache, rows.data(), n_rows);
-    image_encode(cache, first_row, n_rows, rows.data(), 0, 1);
+    image_write(cache, first_row, n_rows, rows.data());
   });
 }
 
@@ -185,6 +204,12 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
   if (has_exact_rows) {
     const size_t bytes = std::min(src->exact_stream_stride(), dst->exact_stream_stride());
     std::memcpy(dst->exact_row(dst_row / dst->n_cells(), 0, 0), src->exact_row(src_row / src->n_cells(), 0, 0), bytes);
+  }
+  if (dst->recent() != nullptr) {
+    const auto begin = static_cast<int32_t>(dst_cell), end = static_cast<int32_t>(dst_cell + n_rows);
+    const auto dst_stream = static_cast<size_t>(dst_row / dst->n_cells()), src_stream = static_cast<size_t>(src_row / src->n_cells());
+    dst->recent()->forget(dst_stream, begin, end);
+    if (src_cell == dst_cell) dst->recent()->append_from(*src->recent(), src_stream, dst_stream, begin, end);
   }
   dst->set_written();
   const size_t page_bytes = src->page_stride();

@@ -14,6 +14,9 @@ namespace kvt::plugin {
 void image_decode(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_fp16_t* dst, int part, int n_parts);
 void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src, int part, int n_parts);
 
+// As image_encode, for rows that arrive, in the order in which they were written once: they become the newest rows too.
+void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src);
+
 // Bytes offset .. offset + size - 1 of the image, in any state.
 void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst);
 void image_set(CacheTensor* cache, size_t offset, size_t size, const void* src);

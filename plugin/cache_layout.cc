@@ -29,7 +29,7 @@ bool settle_pair(CacheTensor* keys, CacheTensor* values, const ggml_tensor* k, c
   if (keys == values)
     return rows("keys and values share one tensor (MLA), which this version does not compress; stored as f16");
   if (keys == nullptr || values == nullptr) return rows("its keys or values are not on this device; stored as f16");
-  const kvt_codec* codec = codec_store_get(k->ne[0], v->ne[0]);
+  const kvt_codec* codec = codec_store_get(cache_options().codec_of_layer(keys->layer()), k->ne[0], v->ne[0]);
   if (codec == nullptr) {
     const int64_t unknown = is_known_head_dim(k->ne[0]) ? v->ne[0] : k->ne[0];
     return rows("head dim " + std::to_string(unknown) + " is not one of " + known_head_dims() + "; stored as f16");

@@ -6,21 +6,28 @@
 
 namespace kvt::plugin {
 
-void write_rows(CacheTensor* cache, int64_t stream, int64_t head, const float* src, size_t src_stride, size_t n,
-                const int64_t* cells) {
+void encode_cells(CacheTensor* cache, int64_t stream, int64_t head, const float* src, size_t src_stride, size_t n,
+                  const int64_t* cells) {
   const auto d = static_cast<size_t>(cache->head_dim());
-  float conditioned[kMaxRowsAtOnce * KVT_MAX_HEAD_DIM];
-  if (cache->conditioner() != nullptr) {
-    for (size_t i = 0; i < n; ++i) cache->conditioner()->apply(head, src + i * src_stride, conditioned + i * d);
-    src = conditioned;
-    src_stride = d;
-  }
-  kvt_internal::encode_unchecked(cache->codec(), cache->side(), src, src_stride, n, cells, cache->head_pages(stream, head),
-                                 cache->page_stride());
+  float rows[kMaxRowsAtOnce * KVT_MAX_HEAD_DIM];
   for (size_t i = 0; i < n; ++i) {
-    if (cells[i] < cache->n_exact()) {
-      host().ggml_fp32_to_fp16_row(src + i * src_stride, cache->exact_row(stream, head, cells[i]), cache->head_dim());
-    }
+    ggml_fp16_t half[KVT_MAX_HEAD_DIM];
+    float* row = rows + i * d;
+    kvt_internal::floats_to_halves(cache->codec(), src + i * src_stride, d, half);
+    if (cells[i] < cache->n_exact()) std::memcpy(cache->exact_row(stream, head, cells[i]), half, d * sizeof(ggml_fp16_t));
+    kvt_internal::halves_to_floats(cache->codec(), half, d, row);
+    if (cache->conditioner() != nullptr) cache->conditioner()->apply(head, row, row);
+  }
+  kvt_internal::encode_unchecked(cache->codec(), cache->side(), rows, d, n, cells, cache->head_pages(stream, head),
+                                 cache->page_stride());
+}
+
+void replace_cells(CacheTensor* cache, int64_t stream, int64_t head, const float* src, size_t src_stride, size_t n,
+                   const int64_t* cells) {
+  encode_cells(cache, stream, head, src, src_stride, n, cells);
+  for (size_t i = 0; cache->recent() != nullptr && i < n; ++i) {
+    ggml_fp16_t* row = cache->recent()->row(static_cast<size_t>(stream), static_cast<size_t>(head), static_cast<int32_t>(cells[i]));
+    if (row != nullptr) host().ggml_fp32_to_fp16_row(src + i * src_stride, row, cache->head_dim());
   }
 }
 
@@ -30,8 +37,15 @@ void read_rows(CacheTensor* cache, int64_t stream, int64_t head, int64_t first_c
              static_cast<size_t>(first_cell), n, dst, d);
   for (size_t i = 0; i < n; ++i) {
     const int64_t cell = first_cell + static_cast<int64_t>(i);
-    if (cell < cache->n_exact()) host().ggml_fp16_to_fp32_row(cache->exact_row(stream, head, cell), dst + i * d, cache->head_dim());
-    if (cache->conditioner() != nullptr) cache->conditioner()->undo(head, dst + i * d);
+    const ggml_fp16_t* exact = cell < cache->n_exact() ? cache->exact_row(stream, head, cell) : nullptr;
+    if (exact == nullptr && cache->recent() != nullptr) {
+      exact = cache->recent()->row_in_window(static_cast<size_t>(stream), static_cast<size_t>(head), static_cast<int32_t>(cell));
+    }
+    if (exact != nullptr) {
+      host().ggml_fp16_to_fp32_row(exact, dst + i * d, cache->head_dim());
+    } else if (cache->conditioner() != nullptr) {
+      cache->conditioner()->undo(head, dst + i * d);
+    }
   }
 }
 

@@ -7,7 +7,8 @@
 #include "cache_buffer.h"
 #include "cache_image.h"
 #include "cache_rows.h"
-#include "codec_store.h"
+#include "fit_probe.h"
+#include "startup_report.h"
 
 namespace kvt::plugin {
 
@@ -29,7 +30,7 @@ int64_t row_index(const ggml_tensor* index, int64_t i) {
   return index->type == GGML_TYPE_I64 ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
 }
 
-// Keys that come while their conditioning is being learnt: stored by run_store_kept, once the queries are known too.
+// Keys that come while their conditioning is being learnt.
 void keep_rows(const SetRowsTask* task) {
   const ggml_tensor* rows = task->node->src[0];
   for (int64_t i = 0; i < rows->ne[1]; ++i) {
@@ -45,6 +46,28 @@ void keep_rows(const SetRowsTask* task) {
 
 }  // namespace
 
+void begin_set_rows(SetRowsTask* task) {
+  RecentRows* recent = task->cache->recent();
+  const ggml_tensor* index = task->node->src[1];
+  task->has_batch = false;
+  if (recent == nullptr) return;
+  // Rows that the graph itself computes are known too late; no host does that.
+  bool is_known = owner_of(index)->op == host().op.none;
+  const auto n = static_cast<size_t>(task->node->src[0]->ne[1]);
+  task->batch.rows.resize(n);
+  std::vector<int32_t> cells(n);
+  for (size_t i = 0; is_known && i < n; ++i) {
+    const int64_t row = task->first_row + row_index(index, static_cast<int64_t>(i));
+    is_known = row >= 0 && row < task->cache->n_rows();
+    task->batch.rows[i].stream = static_cast<int32_t>(row / task->cache->n_cells());
+    cells[i] = static_cast<int32_t>(row % task->cache->n_cells());
+  }
+  if (!is_known) return recent->clear();
+  recent->begin_batch(cells.data(), &task->batch);
+  task->cache->probe_schedule().add_rows(static_cast<int64_t>(n));
+  task->has_batch = true;
+}
+
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
@@ -52,19 +75,24 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
+  const size_t src_stride = rows->nb[1] / sizeof(float);
+  for (int64_t head = part; task->has_batch && head < cache->n_heads(); head += n_parts) {
+    cache->recent()->write_batch(task->batch, static_cast<size_t>(head),
+                                 static_cast<const float*>(rows->data) + head * cache->head_dim(), src_stride);
+  }
   if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
     if (part == 0) keep_rows(task);
-    return;
+    if (task->awaits_learning) return;
+    if (part == 0) cache->conditioner()->set_stored();
   }
   int64_t cells[kMaxRowsAtOnce];
-  const size_t src_stride = rows->nb[1] / sizeof(float);
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
     int64_t run_begin = 0, run_stream = 0, n_run = 0;
     const auto flush = [&] {
       if (n_run == 0) return;
       const float* src =
           reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(run_begin) * rows->nb[1]);
-      write_rows(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
+      encode_cells(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
       n_run = 0;
     };
     for (int64_t i = 0; i < rows->ne[1]; ++i) {
@@ -91,22 +119,27 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
 
 // ---- learning of key conditioning, between SET_ROWS and the first operation that reads the keys
 
+namespace {
+
+void add_queries(const ggml_tensor& q, const CacheTensor& keys, KeyConditioner* conditioner) {
+  const int64_t n_group = q.ne[2] / keys.n_heads();
+  for (int64_t s = 0; s < q.ne[3]; ++s) {
+    for (int64_t i = 0; i < q.ne[1]; ++i) {
+      for (int64_t h = 0; h < q.ne[2]; ++h) {
+        const size_t at = static_cast<size_t>(i) * q.nb[1] + static_cast<size_t>(h) * q.nb[2] + static_cast<size_t>(s) * q.nb[3];
+        conditioner->add_query(h / n_group, reinterpret_cast<const float*>(static_cast<const char*>(q.data) + at));
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void run_learn(ggml_tensor*, int part, int, void* user_data) {
   auto* task = static_cast<LearnTask*>(user_data);
   KeyConditioner* conditioner = task->keys->conditioner();
   if (part != 0 || !conditioner->is_learning()) return;
-  const ggml_tensor* q = task->queries;
-  if (q != nullptr) {
-    const int64_t n_group = q->ne[2] / task->keys->n_heads();
-    for (int64_t s = 0; s < q->ne[3]; ++s) {
-      for (int64_t i = 0; i < q->ne[1]; ++i) {
-        for (int64_t h = 0; h < q->ne[2]; ++h) {
-          const size_t at = static_cast<size_t>(i) * q->nb[1] + static_cast<size_t>(h) * q->nb[2] + static_cast<size_t>(s) * q->nb[3];
-          conditioner->add_query(h / n_group, reinterpret_cast<const float*>(static_cast<const char*>(q->data) + at));
-        }
-      }
-    }
-  }
+  if (task->queries != nullptr) add_queries(*task->queries, *task->keys, conditioner);
   task->first_to_store = conditioner->learn();
 }
 
@@ -120,7 +153,7 @@ void run_store_kept(ggml_tensor*, int part, int n_parts, void* user_data) {
     for (int64_t head = 0; head < keys->n_heads(); ++head) {
       if ((cell / KVT_PAGE_TOKENS + head) % n_parts != part) continue;
       const float* key = conditioner->kept_row(i) + head * keys->head_dim();
-      write_rows(keys, stream, head, key, static_cast<size_t>(keys->head_dim()), 1, &cell);
+      encode_cells(keys, stream, head, key, static_cast<size_t>(keys->head_dim()), 1, &cell);
     }
   }
 }
@@ -138,7 +171,8 @@ namespace {
 struct PagedView {
   CacheTensor* cache;
   const char* first_page;
-  const ggml_fp16_t* exact;  // exact rows of its first head and stream, if it begins at cell 0; else nullptr
+  bool is_from_first_cell;
+  int64_t stream, head;  // the first ones
 };
 
 bool find_paged_view(const ggml_tensor* t, PagedView* view) {
@@ -156,7 +190,9 @@ bool find_paged_view(const ggml_tensor* t, PagedView* view) {
   view->cache = cache;
   view->first_page = cache->head_pages(stream, static_cast<int64_t>(column / head_bytes)) +
                      static_cast<size_t>(cell / KVT_PAGE_TOKENS) * cache->page_stride();
-  view->exact = cell == 0 && cache->n_exact() > 0 ? cache->exact_row(stream, static_cast<int64_t>(column / head_bytes), 0) : nullptr;
+  view->is_from_first_cell = cell == 0;
+  view->stream = stream;
+  view->head = static_cast<int64_t>(column / head_bytes);
   return true;
 }
 
@@ -202,8 +238,8 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   const bool are_plain_sinks = sinks == nullptr || (sinks->type == GGML_TYPE_F32 && sinks->nb[0] == sizeof(float));
   if (!is_plain_mask || !are_plain_sinks) return false;
   task->node = node;
-  task->codec = codec_store_get(k->ne[0], v->ne[0]);
-  if (task->codec == nullptr) return false;
+  task->codec = keys.cache->codec();
+  if (values.cache->codec() != task->codec) return false;
   task->slopes = alibi_slopes(n_heads, float_param(node, 1));
 
   kvt_attention& a = task->shape;
@@ -230,20 +266,24 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
     a.mask_head_stride = mask->ne[2] == 1 ? 0 : mask->nb[2];
     a.mask_stream_stride = mask->ne[3] == 1 ? 0 : mask->nb[3];
   }
-  if (keys.cache->conditioner() != nullptr) {
-    const auto first_head = static_cast<int64_t>(keys.cache->offset_of(k->data) % keys.cache->row_bytes() / k->nb[0]) / k->ne[0];
-    a.key_scale = keys.cache->conditioner()->scale() + first_head * k->ne[0];
-    a.key_scale_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+  if (const KeyConditioner* conditioner = keys.cache->conditioner()) {
+    a.key_scale = conditioner->scale() + keys.head * k->ne[0];
+    a.key_mean = conditioner->mean() + keys.head * k->ne[0];
+    a.key_conditioning_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
   }
-  if (keys.exact != nullptr && values.exact != nullptr) {
+  const bool has_exact_rows = keys.is_from_first_cell && values.is_from_first_cell;
+  if (has_exact_rows && keys.cache->n_exact() > 0) {
     a.n_exact = static_cast<uint32_t>(keys.cache->n_exact());
-    a.exact_k = keys.exact;
+    a.exact_k = keys.cache->exact_row(keys.stream, keys.head, 0);
     a.exact_k_head_stride = keys.cache->exact_head_stride();
     a.exact_k_stream_stride = keys.cache->exact_stream_stride();
-    a.exact_v = values.exact;
+    a.exact_v = values.cache->exact_row(values.stream, values.head, 0);
     a.exact_v_head_stride = values.cache->exact_head_stride();
     a.exact_v_stream_stride = values.cache->exact_stream_stride();
   }
+  task->keys = {keys.cache, static_cast<size_t>(keys.stream), static_cast<size_t>(keys.head), nullptr};
+  task->values = {values.cache, static_cast<size_t>(values.stream), static_cast<size_t>(values.head), nullptr};
+  task->takes_recent = has_exact_rows && keys.cache->recent() != nullptr && values.cache->recent() != nullptr;
   a.scale = float_param(node, 0);
   a.logit_softcap = float_param(node, 2);
   a.out_head_stride = node->nb[1];
@@ -254,8 +294,55 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   return kvt_attend_workspace_bytes(task->codec, &a, 1) > 0;  // 0: the library cannot do it, for instance so large a group
 }
 
+void begin_attend(AttendTask* task) {
+  kvt_attention* a = &task->shape;
+  a->n_recent = 0;
+  task->is_probe_due = false;
+  if (!task->takes_recent) return;
+  task->is_probe_due = task->keys.head == 0 && task->keys.cache->n_heads() == a->n_kv_heads && task->keys.cache->probe_schedule().is_due();
+  const AttendTask::Side sides[2] = {task->keys, task->values};
+  RecentList lists[2];
+  for (int i = 0; i < 2; ++i) lists[i] = sides[i].cache->recent()->list_of(sides[i].batch());
+  const size_t n = lists[0].n_entries;
+  if (lists[1].n_entries != n) return;
+  // Keys and values are written together, so the lists agree; an entry where they should not is left to the codes.
+  const int32_t *key_cells = lists[0].cells + task->keys.stream * n, *value_cells = lists[1].cells + task->values.stream * n;
+  task->recent_cells.resize(a->n_streams * n);
+  for (size_t e = 0; e < task->recent_cells.size(); ++e) task->recent_cells[e] = key_cells[e] == value_cells[e] ? key_cells[e] : -1;
+  const auto rows_of = [&](int side, int64_t head_dim, const uint16_t** rows, size_t* head_stride, size_t* stream_stride) {
+    *head_stride = n * static_cast<size_t>(head_dim) * sizeof(ggml_fp16_t);
+    *stream_stride = *head_stride * static_cast<size_t>(sides[side].cache->n_heads());
+    *rows = lists[side].rows + (sides[side].stream * *stream_stride + sides[side].head * *head_stride) / sizeof(ggml_fp16_t);
+  };
+  rows_of(0, sides[0].cache->head_dim(), &a->recent_k, &a->recent_k_head_stride, &a->recent_k_stream_stride);
+  rows_of(1, sides[1].cache->head_dim(), &a->recent_v, &a->recent_v_head_stride, &a->recent_v_stream_stride);
+  a->n_recent = static_cast<uint32_t>(n);
+  a->recent_window = static_cast<uint32_t>(sides[0].cache->recent()->window());
+  a->recent_cells = task->recent_cells.data();
+  a->recent_cells_stream_stride = n * sizeof(int32_t);
+  // Without a batch of exactly these queries, any entry may be a query's newest: what it does not see is passed over.
+  const RecentRows::Batch* batch = task->keys.batch();
+  const bool are_queries = batch != nullptr && batch->rows.size() == size_t{a->n_queries} * a->n_streams;
+  a->recent_own = static_cast<uint32_t>(are_queries ? batch->first_entry : n - 1);
+}
+
+namespace {
+
+// With the last query of the first stream.
+void probe(const AttendTask& task) {
+  const kvt_attention& a = task.shape;
+  const char* queries = static_cast<const char*>(task.node->src[0]->data) + (a.n_queries - 1) * a.q_query_stride;
+  const double error = score_error(task.keys.cache, task.keys.stream, reinterpret_cast<const float*>(queries),
+                                   a.n_group * a.q_head_stride / sizeof(float), a.scale);
+  if (error >= 0) report_score_error(*task.keys.cache, error);
+}
+
+}  // namespace
+
 void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const AttendTask*>(user_data);
+  if (part == 0 && task->is_probe_due) probe(*task);
+  if (part == 0 && task->teaches) add_queries(*task->node->src[0], *task->keys.cache, task->keys.cache->conditioner());
   kvt_attention a = task->shape;
   a.q = static_cast<const float*>(task->node->src[0]->data);
   a.mask = task->node->src[3] != nullptr ? static_cast<const uint16_t*>(task->node->src[3]->data) : nullptr;

@@ -24,7 +24,13 @@ struct SetRowsTask {
   const ggml_tensor* node;
   CacheTensor* cache;
   int64_t first_row;  // of the view that the node writes to
+  RecentRows::Batch batch;  // the newest rows, if the cache keeps them
+  bool has_batch = false;
+  // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
+  bool awaits_learning = false;
 };
+// Before the graph runs: enters the rows among the newest ones.
+void begin_set_rows(SetRowsTask* task);
 // True if the task can do the node.
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
 void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);
@@ -46,9 +52,22 @@ struct AttendTask {
   const kvt_codec* codec;
   kvt_attention shape;  // the addresses of q, mask, sinks and out are the node's at run time
   std::vector<float> slopes;
+
+  struct Side {
+    CacheTensor* cache = nullptr;
+    size_t stream = 0, head = 0;         // first ones that it reads
+    const SetRowsTask* new_rows = nullptr;  // of the same graph, before it
+    const RecentRows::Batch* batch() const { return new_rows != nullptr && new_rows->has_batch ? &new_rows->batch : nullptr; }
+  } keys, values;
+  std::vector<int32_t> recent_cells;
+  bool takes_recent = false;
+  bool is_probe_due = false;
+  bool teaches = false;  // its queries are learnt from, although nothing is estimated in this graph
 };
 // Fills shape, codec and slopes. False if the node is none that kvt_attend_thread can do.
 bool make_attend_task(const ggml_tensor* node, AttendTask* task);
+// Before the graph runs, after begin_set_rows: which of the newest rows it attends exactly.
+void begin_attend(AttendTask* task);
 void run_attend(ggml_tensor* dst, int part, int n_parts, void* task);
 
 // Rows of a cache <-> scratch, around an operation that needs the f16 tensor.

@@ -69,15 +69,20 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   head_dim_ = head_dim;
   pages_ = static_cast<char*>(pages);
   state_ = State::kPages;
-  if (codec_store_id() != KVT_CODEC_F16) {
-    if (side_ == KVT_KEY && codec_store_is_conditioned()) conditioner_ = std::make_unique<KeyConditioner>(n_heads(), head_dim_);
-    n_exact_ = std::min<int64_t>(codec_store_n_exact(), n_cells_);
+  const CacheOptions& options = cache_options();
+  if (codec_id() != KVT_CODEC_F16) {
+    if (side_ == KVT_KEY && options.is_conditioned) conditioner_ = std::make_unique<KeyConditioner>(n_heads(), head_dim_);
+    n_exact_ = std::min<int64_t>(options.n_exact, n_cells_);
     exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
+    if (options.n_recent > 0) {
+      recent_ = std::make_unique<RecentRows>(static_cast<size_t>(n_streams_), static_cast<size_t>(n_heads()),
+                                             static_cast<size_t>(head_dim_), static_cast<size_t>(options.n_recent));
+    }
   }
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
-    image_encode(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_), 0, 1);
+    image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
     madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
     mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
     is_image_open_ = false;
@@ -93,12 +98,15 @@ bool CacheTensor::make_rows(const std::string& why) {
     conditioner_.reset();
     n_exact_ = 0;
     exact_.clear();
+    recent_.reset();
   }
   state_ = State::kRows;
   why_rows_ = why;
   report_layout_changed();
   return true;
 }
+
+kvt_codec_id CacheTensor::codec_id() const { return cache_options().codec_of_layer(layer_); }
 
 void CacheTensor::set_written() {
   if (is_written_) return;
@@ -110,14 +118,17 @@ void CacheTensor::zero() {
   if (pages_ != nullptr) madvise(pages_, page_memory_bytes(), MADV_DONTNEED);
   if (conditioner_ != nullptr) conditioner_->reset();
   std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});
+  if (recent_ != nullptr) recent_->clear();
+  probe_schedule_.reset();
   if (is_image_open_) madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
 }
 
 size_t CacheTensor::storage_bytes() const {
   if (state_ == State::kPages) {
-    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_) + exact_.size() * sizeof(ggml_fp16_t);
+    return page_bytes_ * static_cast<size_t>(n_pages_ * (n_values_ / head_dim_) * n_streams_) + exact_.size() * sizeof(ggml_fp16_t) +
+           (recent_ != nullptr ? recent_->stream_bytes() * static_cast<size_t>(n_streams_) : 0);
   }
-  const size_t token_estimate = state_ == State::kUndecided ? largest_token_bytes(side_, n_values_) : 0;
+  const size_t token_estimate = state_ == State::kUndecided ? largest_token_bytes(codec_id(), side_, n_values_) : 0;
   if (token_estimate == 0) return image_bytes();
   return token_estimate * static_cast<size_t>(n_streams_) * round_up(static_cast<size_t>(n_cells_), KVT_PAGE_TOKENS);
 }
@@ -125,6 +136,11 @@ size_t CacheTensor::storage_bytes() const {
 double CacheTensor::token_bytes() const {
   if (state_ != State::kPages) return static_cast<double>(row_bytes_);
   return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS;
+}
+
+size_t CacheTensor::fixed_bytes() const {
+  return exact_.size() / static_cast<size_t>(n_streams_) * sizeof(ggml_fp16_t) +
+         (recent_ != nullptr ? recent_->stream_bytes() : 0) + (conditioner_ != nullptr ? conditioner_->learnt_bytes() : 0);
 }
 
 }  // namespace kvt::plugin

@@ -24,6 +24,8 @@
 #include "ggml_abi/host_ggml.h"
 #include "key_conditioner.h"
 #include "kvturbo/kvturbo.h"
+#include "probe_schedule.h"
+#include "recent_rows.h"
 
 namespace kvt::plugin {
 
@@ -77,6 +79,7 @@ class CacheTensor {
 
   // ---- the pages, for kPages
   const kvt_codec* codec() const { return codec_; }
+  kvt_codec_id codec_id() const;  // in any state
   int64_t head_dim() const { return head_dim_; }
   int64_t n_heads() const { return n_values_ / head_dim_; }
   size_t page_stride() const { return page_bytes_; }
@@ -90,13 +93,19 @@ class CacheTensor {
   // Keys of lossy codecs, unless switched off; else nullptr.
   KeyConditioner* conditioner() { return conditioner_.get(); }
   const KeyConditioner* conditioner() const { return conditioner_.get(); }
-  // The first n_exact cells of each stream, in fp16 beside their codes: what the encoder was given. 0 for f16.
+  // The first n_exact cells of each stream, in fp16 beside their codes, as the host gave them. 0 for f16.
   int64_t n_exact() const { return n_exact_; }
   ggml_fp16_t* exact_row(int64_t stream, int64_t head, int64_t cell) {
     return exact_.data() + ((stream * n_heads() + head) * n_exact_ + cell) * head_dim_;
   }
   size_t exact_head_stride() const { return static_cast<size_t>(n_exact_ * head_dim_) * sizeof(ggml_fp16_t); }
   size_t exact_stream_stride() const { return exact_head_stride() * static_cast<size_t>(n_heads()); }
+
+  // The newest rows; nullptr for f16, or if switched off.
+  RecentRows* recent() { return recent_.get(); }
+  const RecentRows* recent() const { return recent_.get(); }
+  // Rows written since the cache was empty; when to probe whether the codec fits them.
+  ProbeSchedule& probe_schedule() { return probe_schedule_; }
 
   // Everything becomes zero, and memory goes back to the system.
   void zero();
@@ -105,6 +114,8 @@ class CacheTensor {
   size_t storage_bytes() const;
   // Bytes of memory for a cell of all heads.
   double token_bytes() const;
+  // Bytes that a stream needs whatever its length: exact rows and conditioning.
+  size_t fixed_bytes() const;
 
  private:
   size_t page_memory_bytes() const;
@@ -127,6 +138,8 @@ class CacheTensor {
   std::unique_ptr<KeyConditioner> conditioner_;
   int64_t n_exact_ = 0;
   std::vector<ggml_fp16_t> exact_;  // [n_streams, n_heads, n_exact, head_dim]
+  std::unique_ptr<RecentRows> recent_;
+  ProbeSchedule probe_schedule_;
 };
 
 }  // namespace kvt::plugin

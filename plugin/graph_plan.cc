@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "cache_buffer.h"
 #include "plugin_messages.h"
@@ -24,6 +25,11 @@ bool touches_pages(const ggml_tensor* node) {
                      [](const ggml_tensor* s) { return paged_cache_of(s) != nullptr; });
 }
 
+bool will_learn(const SetRowsTask& task) {
+  const KeyConditioner* conditioner = task.cache->conditioner();
+  return conditioner != nullptr && conditioner->will_learn(static_cast<size_t>(task.node->src[0]->ne[1]));
+}
+
 size_t last_byte(const ggml_tensor* t) {
   size_t at = sizeof(ggml_fp16_t) - 1;
   for (int i = 0; i < GGML_MAX_DIMS; ++i) at += static_cast<size_t>(t->ne[i] - 1) * t->nb[i];
@@ -41,7 +47,9 @@ GraphPlan::~GraphPlan() {
 bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
   return graph->uid != 0 && graph->n_nodes > 0 && graph->uid == uid_ && graph->n_nodes == n_graph_nodes_ &&
          n_threads <= shared_.n_threads && graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
-         last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation();
+         last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation() &&
+         std::all_of(set_rows_tasks_.begin(), set_rows_tasks_.end(),
+                     [](const SetRowsTask& task) { return task.awaits_learning == will_learn(task); });
 }
 
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
@@ -68,7 +76,31 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
     inner_graph_.n_nodes = static_cast<int>(nodes_.size());
     inner_graph_.uid = host().ggml_graph_next_uid();
   }
-  return is_changed_ ? &inner_graph_ : graph;
+  if (!is_changed_) return graph;
+  return begin_step() ? &inner_graph_ : nullptr;
+}
+
+// What changes from step to step although the graph is the same: the newest rows.
+bool GraphPlan::begin_step() {
+  size_t n_values[2] = {0, 0};
+  for (SetRowsTask& task : set_rows_tasks_) {
+    begin_set_rows(&task);
+    if (!task.has_batch) continue;
+    size_t* most = &n_values[task.cache->side()];
+    *most = std::max(*most, task.cache->recent()->memory_values(task.batch));
+  }
+  for (int side : {KVT_KEY, KVT_VALUE}) {
+    if (n_values[side] <= batch_values_[side]) continue;
+    batch_values_[side] = 0;
+    batch_rows_[side].reset(new (std::nothrow) ggml_fp16_t[n_values[side]]);
+    if (batch_rows_[side] == nullptr) return false;
+    batch_values_[side] = n_values[side];
+  }
+  for (SetRowsTask& task : set_rows_tasks_) task.batch.memory = batch_rows_[task.cache->side()].get();
+  for (AttendTask& task : attend_tasks_) {
+    if (!has_write_after_attention_) begin_attend(&task);
+  }
+  return true;
 }
 
 void GraphPlan::build(const ggml_cgraph* graph) {
@@ -79,7 +111,7 @@ void GraphPlan::build(const ggml_cgraph* graph) {
   attend_tasks_.clear();
   image_tasks_.clear();
   in_scratch_.clear();
-  is_changed_ = false;
+  is_changed_ = has_write_after_attention_ = false;
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
 }
 
@@ -99,13 +131,20 @@ void GraphPlan::add_node(ggml_tensor* node) {
   const bool can_attend = is_attention && make_attend_task(node, &task);
   for (const ggml_tensor* src : node->src) {
     CacheTensor* keys = paged_cache_of(src);
-    if (keys != nullptr && keys->conditioner() != nullptr && keys->conditioner()->is_learning()) {
+    if (keys != nullptr && awaits_learning(keys)) {
       add_learning(node, keys, can_attend ? node->src[0] : nullptr);
     }
   }
   if (is_attention) {
     if (can_attend) {
       task.shared = &shared_;
+      const KeyConditioner* conditioner = task.keys.cache->conditioner();
+      task.teaches = conditioner != nullptr && conditioner->is_learning() && !awaits_learning(task.keys.cache);
+      for (AttendTask::Side* side : {&task.keys, &task.values}) {
+        for (const SetRowsTask& rows : set_rows_tasks_) {
+          if (rows.cache == side->cache) side->new_rows = &rows;
+        }
+      }
       attend_tasks_.push_back(std::move(task));
       add_custom(node, run_attend, &attend_tasks_.back());
       return;
@@ -115,8 +154,21 @@ void GraphPlan::add_node(ggml_tensor* node) {
 }
 
 void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
-  set_rows_tasks_.push_back({&shared_, node, cache, static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes())});
+  for (const AttendTask& task : attend_tasks_) {
+    has_write_after_attention_ = has_write_after_attention_ || task.keys.cache == cache || task.values.cache == cache;
+  }
+  const auto first_row = static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes());
+  set_rows_tasks_.push_back({&shared_, node, cache, first_row, {}});
+  set_rows_tasks_.back().awaits_learning = will_learn(set_rows_tasks_.back());
   add_custom(node, run_set_rows, &set_rows_tasks_.back());
+}
+
+// Whether keys wait to be stored, from this graph or an earlier one.
+bool GraphPlan::awaits_learning(const CacheTensor* keys) const {
+  if (keys->conditioner() == nullptr || !keys->conditioner()->is_learning()) return false;
+  return keys->conditioner()->has_unstored() ||
+         std::any_of(set_rows_tasks_.begin(), set_rows_tasks_.end(),
+                     [&](const SetRowsTask& task) { return task.cache == keys && task.awaits_learning; });
 }
 
 void GraphPlan::add_learning(const ggml_tensor* node, CacheTensor* keys, const ggml_tensor* queries) {

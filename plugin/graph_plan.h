@@ -11,6 +11,7 @@
 
 #include <deque>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "cache_tasks.h"
@@ -45,12 +46,14 @@ class GraphPlan {
   void add_node(ggml_tensor* node);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);
   void add_learning(const ggml_tensor* node, CacheTensor* keys, const ggml_tensor* queries);
+  bool awaits_learning(const CacheTensor* keys) const;
   void add_generic(ggml_tensor* node);
   void add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task);
   ggml_tensor* add_shadow(const ggml_tensor* node);
   ggml_tensor* add_shadow_source(const ggml_tensor* src, const std::map<CacheTensor*, RowRange>& ranges);
   void move_to_scratch(ggml_tensor* shadow, const std::map<CacheTensor*, RowRange>& ranges);
   bool allocate(int n_threads);
+  bool begin_step();
 
   ggml_backend_dev_t inner_device_;
   TaskShared shared_;
@@ -75,6 +78,11 @@ class GraphPlan {
   ggml_backend_buffer_t scratch_ = nullptr;
 
   size_t workspace_bytes_ = 0;
+
+  // Newest rows of a large batch, keys and values of one layer: layers run one after another and share them.
+  std::unique_ptr<ggml_fp16_t[]> batch_rows_[2];
+  size_t batch_values_[2] = {0, 0};
+  bool has_write_after_attention_ = false;  // of one cache: then attention takes no newest rows
 
   // What the plan was made for.
   uint64_t uid_ = 0;

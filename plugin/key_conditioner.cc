@@ -48,17 +48,21 @@ void KeyConditioner::add_query(int64_t head, const float* query) {
   if (head == 0) n_queries_ += 1;
 }
 
+// Few tokens are better conditioned roughly than not at all.
+bool KeyConditioner::will_learn(size_t n_new) const {
+  const size_t n = places_.size() + n_new;
+  return is_learning_ && n > n_learnt_ && (n >= 2 * n_learnt_ || n >= kEnoughRows);
+}
+
 size_t KeyConditioner::learn() {
-  // Each time that the rows have doubled: few tokens are better conditioned roughly than not at all.
-  if (places_.size() < 2 * n_learnt_ && places_.size() < kEnoughRows) return n_stored_;
-  if (places_.size() == n_learnt_) return n_stored_;
+  if (!will_learn(0)) return n_stored_;
   estimate(places_.size() > 4 * kSkippedRows ? kSkippedRows : 0);
   n_learnt_ = places_.size();
   return 0;
 }
 
 void KeyConditioner::finish_pass() {
-  n_stored_ = places_.size();
+  set_stored();
   if (n_learnt_ >= kEnoughRows) freeze();
 }
 

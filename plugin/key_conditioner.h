@@ -16,15 +16,20 @@ namespace kvt::plugin {
 
 class KeyConditioner {
  public:
-  static constexpr size_t kEnoughRows = 64;
+  static constexpr size_t kEnoughRows = 256;
 
   KeyConditioner(int64_t n_heads, int64_t head_dim);
 
   bool is_learning() const { return is_learning_; }
 
   // ---- while learning
+  // Whether n_new rows more would make it learn anew: each time that the rows have doubled, and when they are enough.
+  bool will_learn(size_t n_new) const;
   // Keeps a raw key row of all heads, [n_heads, head_dim], with its place in the cache.
   void keep_row(const float* row, int64_t place);
+  // The rows that are kept have been stored with the present estimate.
+  void set_stored() { n_stored_ = places_.size(); }
+  bool has_unstored() const { return n_stored_ < places_.size(); }
   // A query row that asks these keys. head: the kv head that it reads.
   void add_query(int64_t head, const float* query);
   // Learns if it is time to. Returns the first kept row that has to be stored (anew).
@@ -46,6 +51,9 @@ class KeyConditioner {
   void apply(int64_t head, const float* key, float* conditioned) const;  // both [head_dim], may be the same
   void undo(int64_t head, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
+  const float* mean() const { return mean_.data(); }
+  // Bytes of what was learnt, as it is kept while cells exist.
+  size_t learnt_bytes() const { return (mean_.size() + scale_.size() + inverse_scale_.size()) * sizeof(float); }
 
   // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
   static uint64_t generation();

@@ -41,7 +41,7 @@ ggml_backend_reg_t load(const void* address_in_host) {
         " runs the model on the CPU");
     return nullptr;
   }
-  codec_store_select(options.codec, options.is_conditioned, options.n_exact);
+  codec_store_select(options.cache);
   report_configure(options);
   std::atexit(report_at_exit);  // runs before our static objects go
   return wrapped_device_register(host().ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));

@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 #include <vector>
 
 namespace kvt::plugin {
@@ -12,7 +14,7 @@ namespace {
 
 constexpr const char* kPrefix = "KVTURBO_";
 // Without the prefix. Those of the kvturbo program are in the environment of the hosts that it starts.
-constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LOG", "REPORT", "SINKS"};
+constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LAYERS", "LOG", "RECENT", "REPORT", "SINKS"};
 constexpr const char* kProgramVariables[] = {"CACHE", "HOST", "MODEL", "PLUGIN"};
 
 size_t edit_distance(const std::string& a, const std::string& b) {
@@ -67,37 +69,68 @@ std::string value_of(const char* variable) {
   return value != nullptr ? value : "";
 }
 
+bool read_codec(const char* variable, const std::string& name, kvt_codec_id* id, std::string* error) {
+  if (kvt_codec_from_name(name.c_str(), id) == KVT_OK) return true;
+  std::vector<std::string> names;
+  for (int i = 0; kvt_codec_name(static_cast<kvt_codec_id>(i)) != nullptr; ++i) {
+    names.emplace_back(kvt_codec_name(static_cast<kvt_codec_id>(i)));
+  }
+  *error = bad_value(variable, name, names);
+  return false;
+}
+
+// "0-1:k8v4,29:f16": ranges of layers, from 0, and their codecs.
+bool read_layers(const std::string& text, std::map<int, kvt_codec_id>* codecs, std::string* error) {
+  constexpr int kMostLayers = 1000;
+  std::stringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) {
+    int first = -1, last = -1, n_read = 0;
+    if (std::sscanf(part.c_str(), "%3d-%3d:%n", &first, &last, &n_read) != 2 || n_read == 0) {
+      n_read = 0;
+      if (std::sscanf(part.c_str(), "%3d:%n", &first, &n_read) == 1) last = first;
+    }
+    if (n_read == 0 || first < 0 || last < first || last >= kMostLayers) {
+      *error = "KVTURBO_LAYERS: \"" + part + "\" is not LAYER:CODEC or FIRST-LAST:CODEC, as in 0-1:k8v4,29:k8v4";
+      return false;
+    }
+    kvt_codec_id id;
+    if (!read_codec("KVTURBO_LAYERS", part.substr(static_cast<size_t>(n_read)), &id, error)) return false;
+    for (int layer = first; layer <= last; ++layer) (*codecs)[layer] = id;
+  }
+  return true;
+}
+
+// Leaves *value alone if the variable is not set.
+bool read_number(const char* variable, int largest, int* value, std::string* error) {
+  const std::string text = value_of(variable);
+  if (text.empty()) return true;
+  const bool is_number = text.size() <= 2 && text.find_first_not_of("0123456789") == std::string::npos;
+  if (!is_number || std::atoi(text.c_str()) > largest) {
+    *error = std::string(variable) + "=" + text + " is not a number from 0 to " + std::to_string(largest);
+    return false;
+  }
+  *value = std::atoi(text.c_str());
+  return true;
+}
+
 }  // namespace
 
 bool read_plugin_options(PluginOptions* options, std::string* error) {
   if (!check_names(error)) return false;
 
   const std::string codec = value_of("KVTURBO_CODEC");
-  if (!codec.empty() && kvt_codec_from_name(codec.c_str(), &options->codec) != KVT_OK) {
-    std::vector<std::string> names;
-    for (int i = 0; kvt_codec_name(static_cast<kvt_codec_id>(i)) != nullptr; ++i) {
-      names.emplace_back(kvt_codec_name(static_cast<kvt_codec_id>(i)));
-    }
-    *error = bad_value("KVTURBO_CODEC", codec, names);
-    return false;
-  }
+  if (!codec.empty() && !read_codec("KVTURBO_CODEC", codec, &options->cache.codec, error)) return false;
+  if (!read_layers(value_of("KVTURBO_LAYERS"), &options->cache.layer_codec, error)) return false;
 
   const std::string condition = value_of("KVTURBO_CONDITION");
   if (!condition.empty() && condition != "on" && condition != "off") {
     *error = bad_value("KVTURBO_CONDITION", condition, {"on", "off"});
     return false;
   }
-  options->is_conditioned = condition != "off";
+  options->cache.is_conditioned = condition != "off";
 
-  const std::string sinks = value_of("KVTURBO_SINKS");
-  if (!sinks.empty()) {
-    const bool is_number = sinks.size() <= 2 && sinks.find_first_not_of("0123456789") == std::string::npos;
-    options->n_exact = is_number ? std::atoi(sinks.c_str()) : -1;
-    if (options->n_exact < 0 || options->n_exact > KVT_MAX_EXACT) {
-      *error = "KVTURBO_SINKS=" + sinks + " is not a number from 0 to " + std::to_string(KVT_MAX_EXACT);
-      return false;
-    }
-  }
+  if (!read_number("KVTURBO_SINKS", KVT_MAX_EXACT, &options->cache.n_exact, error)) return false;
+  if (!read_number("KVTURBO_RECENT", KVT_MAX_RECENT, &options->cache.n_recent, error)) return false;
 
   const std::string device = value_of("KVTURBO_DEVICE");
   if (!device.empty() && device != "cpu") {
@@ -117,11 +150,11 @@ bool read_plugin_options(PluginOptions* options, std::string* error) {
 
   // The library reads KVTURBO_ISA itself; a codec of any head dim tells whether it can be had.
   kvt_codec* probe = nullptr;
-  const kvt_status status = kvt_codec_create(options->codec, 64, 64, &probe);
+  const kvt_status status = kvt_codec_create(options->cache.codec, 64, 64, &probe);
   if (status != KVT_OK) {
     const std::string isa = value_of("KVTURBO_ISA");
     *error = status == KVT_ERROR_UNSUPPORTED_ISA && !isa.empty()
-                 ? "KVTURBO_ISA=" + isa + " names kernels that this CPU or build lacks. Unset it, or use scalar, avx2, avx512 or neon"
+                 ? "KVTURBO_ISA=" + isa + " names kernels that this CPU or build lacks. Unset it, or use scalar, avx2, avxvnni, avx512 or neon"
                  : std::string(kvt_status_string(status));
     return false;
   }

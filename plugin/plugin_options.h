@@ -4,17 +4,15 @@
 
 #include <string>
 
-#include "kvturbo/kvturbo.h"
+#include "codec_store.h"
 
 namespace kvt::plugin {
 
 struct PluginOptions {
-  kvt_codec_id codec = KVT_CODEC_K4V3;  // KVTURBO_CODEC
-  std::string report_path;              // KVTURBO_REPORT: where the JSON report goes; empty = none
-  bool is_conditioned = true;           // KVTURBO_CONDITION=on|off: key mean and scale
-  int n_exact = 4;                      // KVTURBO_SINKS: first cells of each stream that are also kept exact, 0..64
-  bool force_cpu = false;               // KVTURBO_DEVICE=cpu: also where the host has a GPU
-  bool is_quiet = false;                // KVTURBO_LOG=quiet: no start-up line when all is compressed
+  CacheOptions cache;         // KVTURBO_CODEC, _LAYERS, _CONDITION, _SINKS, _RECENT
+  std::string report_path;    // KVTURBO_REPORT: where the JSON report goes; empty = none
+  bool force_cpu = false;     // KVTURBO_DEVICE=cpu: also where the host has a GPU
+  bool is_quiet = false;      // KVTURBO_LOG=quiet: no start-up line when all is compressed
 };
 
 // Reads the environment. An unknown variable or value: returns false and *error is one line with the remedy.

@@ -24,11 +24,15 @@ std::atomic<bool> g_has_changed{false};
 std::atomic<bool> g_is_explained{false};  // that nothing is compressed
 std::mutex g_mutex;
 std::set<const CacheBuffer*> g_reported;  // never dereferenced
+double g_largest_score_error = -1;        // -1: not measured
+std::atomic<bool> g_is_score_error_said{false};
 
 struct Summary {
   int n_layers = 0, n_compressed = 0;
   double token_bytes = 0.0, token_bytes_f16 = 0.0;
+  size_t fixed_bytes = 0;
   std::set<std::string> head_dims;                      // "64" or "192/128" (K/V)
+  std::map<kvt_codec_id, std::set<int>> layers_of;      // codec -> layers
   std::map<std::string, std::set<int>> not_compressed;  // reason -> layers
   double ratio() const { return token_bytes > 0.0 ? token_bytes_f16 / token_bytes : 1.0; }
 };
@@ -51,6 +55,7 @@ void add_buffer(const CacheBuffer& buffer, Summary* sum) {
     if (tensor->state() == CacheTensor::State::kUndecided) continue;  // not used by any graph so far
     layers[tensor->layer()].side[tensor->side()] = tensor.get();
     sum->token_bytes += tensor->token_bytes();
+    sum->fixed_bytes += tensor->fixed_bytes();
     sum->token_bytes_f16 += static_cast<double>(tensor->row_bytes());
   }
   for (const auto& [number, layer] : layers) {
@@ -66,6 +71,7 @@ void add_buffer(const CacheBuffer& buffer, Summary* sum) {
       continue;
     }
     ++sum->n_compressed;
+    sum->layers_of[(keys != nullptr ? keys : values)->codec_id()].insert(number);
     const int64_t dk = keys != nullptr ? keys->head_dim() : 0, dv = values != nullptr ? values->head_dim() : 0;
     sum->head_dims.insert(dk == dv ? std::to_string(dk) : std::to_string(dk) + "/" + std::to_string(dv));
   }
@@ -97,10 +103,20 @@ std::string number(double value, int digits) {
   return text;
 }
 
+// "k4v3", or "k4v3, k8v4 in layers 0-1".
+std::string codecs_of(const Summary& sum) {
+  const kvt_codec_id usual = cache_options().codec;
+  std::string text = kvt_codec_name(usual);
+  for (const auto& [codec, layers] : sum.layers_of) {
+    if (codec != usual) text.append(", ").append(kvt_codec_name(codec)).append(" in layers ") += ranges(layers);
+  }
+  return text;
+}
+
 std::string line_of(const Summary& sum) {
   std::string line;
   if (sum.n_compressed > 0) {
-    line = "KV cache compressed: " + std::string(codec_store_name()) + " (" + codec_store_isa() + "), " +
+    line = "KV cache compressed: " + codecs_of(sum) + " (" + codec_store_isa() + "), " +
            std::to_string(sum.n_compressed) + (sum.n_compressed < sum.n_layers ? " of " + std::to_string(sum.n_layers) : "") +
            " layers, head dim " + joined(sum.head_dims) + ", " + number(sum.token_bytes / 1024, 2) +
            " KiB per token instead of " + number(sum.token_bytes_f16 / 1024, 2) + " (f16): " + number(sum.ratio(), 2) +
@@ -136,9 +152,11 @@ void write_json(const Summary& sum) {
                       quoted(layers.empty() ? "all" : ranges(layers)) + ", \"reason\": " + quoted(reason) + "}";
   }
   const std::string json =
-      "{\"codec\": " + quoted(codec_store_name()) + ", \"isa\": " + quoted(codec_store_isa()) +
+      "{\"codec\": " + quoted(codecs_of(sum)) + ", \"isa\": " + quoted(codec_store_isa()) +
       ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 1) +
       ", \"kv_bytes_per_token_f16\": " + number(sum.token_bytes_f16, 1) + ", \"ratio\": " + number(sum.ratio(), 4) +
+      ", \"kv_bytes_fixed\": " + std::to_string(sum.fixed_bytes) +
+      (g_largest_score_error >= 0 ? ", \"score_error\": " + number(g_largest_score_error, 3) : "") +
       ", \"layers_compressed\": " + std::to_string(sum.n_compressed) + ", \"layers_total\": " + std::to_string(sum.n_layers) +
       ", \"not_compressed\": [" + not_compressed + "], \"host_ggml_version\": " + quoted(host().ggml_version()) +
       ", \"backend_api\": " + std::to_string(host().api_version) + "}\n";
@@ -174,6 +192,25 @@ void report_layout() {
   if (all.n_layers == 0) return;
   if (fresh.n_layers > 0 && (!g_options.is_quiet || !fresh.not_compressed.empty())) say(line_of(fresh));
   write_json(all);
+}
+
+void report_score_error(const CacheTensor& keys, double error) {
+  // Measured on healthy models: below 0.5 nats at 4 bits, below 2 at 2 bits. Where a model falls apart, some layer has 3 to 20.
+  constexpr double kTooMuch = 2.0;
+  {
+    const std::lock_guard<std::mutex> lock(g_mutex);
+    if (error <= g_largest_score_error) return;
+    g_largest_score_error = error;
+  }
+  g_has_changed = true;  // the JSON is written anew before the next graph
+  if (error < kTooMuch || g_is_score_error_said.exchange(true)) return;
+  const std::string layer = std::to_string(keys.layer()), codec = kvt_codec_name(keys.codec_id());
+  const bool has_8_bits = codec.rfind("k8", 0) == 0;
+  const std::string remedy = keys.conditioner() == nullptr ? "KVTURBO_CONDITION=on, the default"
+                             : has_8_bits                  ? "KVTURBO_LAYERS=" + layer + ":f16"
+                                                           : "KVTURBO_CODEC=k8v4, or KVTURBO_LAYERS=" + layer + ":k8v4 for that layer alone";
+  say("the keys of layer " + layer + " do not fit " + codec + ": it moves attention scores by " + number(error, 1) +
+      " nats (root mean square), and answers will suffer; use " + remedy);
 }
 
 void report_not_compressed(const std::string& reason) {

@@ -111,7 +111,7 @@ ggml_backend_dev_t inner_device(ggml_backend_dev_t device) { return self(device)
 ggml_backend_reg_t wrapped_device_register(ggml_backend_dev_t inner) {
   if (g_device.inner != nullptr) return &g_registry;
   g_device.inner = inner;
-  g_device.description = std::string(codec_store_name()) + " KV cache on " + inner->iface.get_name(inner);
+  g_device.description = std::string(kvt_codec_name(cache_options().codec)) + " KV cache on " + inner->iface.get_name(inner);
 
   ggml_backend_device_i table{};
   table.get_name = get_name;

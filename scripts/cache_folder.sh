@@ -6,6 +6,8 @@
 #   hosts/llama.cpp-b11434-dl-<key>/bin/      the built host; <key> depends on CPU and compiler, see host_key
 #   ggml2/                                  a ggml of backend API 2, for load tests
 #   models/                                 GGUF files, fetched by `kvturbo models --fetch NAME` or `-m NAME`
+#   texts/                                  texts of `kvturbo eval`, see get_texts.sh
+#   eval/                                   its results, and the large logits that they are measured against: cli/eval_store.h
 
 readonly kvturbo_cache="${KVTURBO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kvturbo}"
 

@@ -27,6 +27,7 @@ HARTLEY_ROW = {  # the digits of section 2
 }
 LM3 = (-62, -39, -22, -7, 7, 22, 39, 62)
 LM4 = (-61, -46, -36, -28, -21, -15, -9, -3, 3, 9, 15, 21, 28, 36, 46, 61)
+T2_HALF = (4, 13, 23, 40)
 T3_HALF = (3, 8, 14, 20, 27, 35, 46, 63)
 T4_HALF = (1, 3, 5, 7, 9, 11, 14, 16, 19, 22, 26, 30, 35, 42, 50, 63)
 
@@ -72,8 +73,10 @@ def f32_bits(x):
 
 STEP3 = f32(0.034636177)
 STEP4 = f32(0.044803895)
+STEP_T2 = f32(0.046769185)
 STEP_T3 = f32(0.040785383)
 STEP_T4 = f32(0.047765796)
+STEP_U7 = 3 / 64
 
 
 # ---- section 2: the rotation -------------------------------------------------------------------------------------------
@@ -186,7 +189,24 @@ class TrellisTable:
         self.cuts = [thresholds(levels, step) for levels in self.subset]
 
 
-TRELLIS = {"key": TrellisTable(4, T4_HALF, STEP_T4), "value": TrellisTable(3, T3_HALF, STEP_T3)}
+T2, T3, T4 = (TrellisTable(*args) for args in ((2, T2_HALF, STEP_T2), (3, T3_HALF, STEP_T3), (4, T4_HALF, STEP_T4)))
+TRELLIS = {  # codec -> tables of its sides; not there: Lloyd-Max or uniform levels
+    "k4v3": {"key": T4, "value": T3},
+    "k3v3": {"key": T3, "value": T3},
+    "k3v2": {"key": T3, "value": T2},
+    "k2v2": {"key": T2, "value": T2},
+    "k8v4": {"value": T4},
+    "k8v3": {"value": T3},
+}
+SCALES = {T3: (0.96, 1.08, 1.2), T4: (0.92, 1.04, 1.16)}
+
+
+def trellis_table(codec, side):
+    return TRELLIS.get(codec, {}).get(side)
+
+
+def has_bytes(codec, side):
+    return side == "key" and codec in ("k8v4", "k8v3")
 
 
 def chains(side, d):
@@ -240,8 +260,7 @@ def tail_biting_path(cost):
     return best_bits
 
 
-def trellis_encode(side, y):
-    table = TRELLIS[side]
+def trellis_encode(table, side, y):
     codes = [0] * len(y)
     for dims in chains(side, len(y)):
         free, cost = [], []
@@ -257,9 +276,8 @@ def trellis_encode(side, y):
     return codes
 
 
-def trellis_levels(side, codes):
+def trellis_levels(table, side, codes):
     """The integer level of each dim."""
-    table = TRELLIS[side]
     out = [0] * len(codes)
     for dims in chains(side, len(codes)):
         t = [codes[i] >> table.bits - 1 for i in dims]
@@ -267,6 +285,22 @@ def trellis_levels(side, codes):
             m = codes[i] & (1 << table.bits - 1) - 1
             out[i] = table.levels[m << 2 | (t[e] ^ t[e - 1] ^ t[e - 3]) << 1 | t[e - 2]]
     return out
+
+
+def trellis_row(table, side, y):
+    codes = trellis_encode(table, side, y)
+    return codes, [mul(table.step, level) for level in trellis_levels(table, side, codes)]
+
+
+def best_of_scales(table, side, y):
+    best = None
+    for scale in SCALES[table]:
+        codes, yq = trellis_row(table, side, [mul(f32(scale), v) for v in y])
+        a = dot(y, yq)
+        merit = div(mul(a, a), dot(yq, yq))
+        if best is None or merit > best[0]:
+            best = merit, codes, yq
+    return best[1:]
 
 
 def encode_row(codec, side, x):
@@ -277,15 +311,19 @@ def encode_row(codec, side, x):
     if n == 0:
         return [0] * d, [0] * norms
     y = scaled_rotation(x, n)
-    if codec == "k4v3":
-        codes = trellis_encode(side, y)
-        yq = [mul(TRELLIS[side].step, level) for level in trellis_levels(side, codes)]
+    table = trellis_table(codec, side)
+    if table:
+        codes, yq = best_of_scales(table, side, y) if codec != "k4v3" and table in SCALES else trellis_row(table, side, y)
+    elif has_bytes(codec, side):
+        scale = div(63.0, max(map(abs, y)))
+        levels = [round(mul(v, scale)) for v in y]  # ties to even
+        codes, yq = [level + 64 for level in levels], [mul(STEP_U7, level) for level in levels]
     else:
         four_bits = codec == "scalar43" and side == "key"
         levels, step, cuts = (LM4, STEP4, CUT4) if four_bits else (LM3, STEP3, CUT3)
         codes = [sum(v > t for t in cuts) for v in y]
         yq = [mul(step, levels[c]) for c in codes]
-    if codec in ("scalar43", "k4v3"):
+    if codec != "hybrid":
         if side == "key":
             return codes, [stored(mul(n, div(dot(y, y), dot(y, yq))))]
         return codes, [stored(mul(n, div(dot(y, yq), dot(yq, yq))))]
@@ -300,14 +338,32 @@ def encode_row(codec, side, x):
 # ---- sections 1 and 4: the page ----------------------------------------------------------------------------------------
 
 
+def code_bits(codec, side):
+    """Stored bits of a code."""
+    if has_bytes(codec, side):
+        return 8
+    table = trellis_table(codec, side)
+    return table.bits if table else 4 if side == "key" else 3
+
+
+def lines(bits, side, d):
+    """Runs of four lines, and lines of the rest: as they are, and as stored (section 4.3)."""
+    runs, rest = (d // 32, d % 32 // 8) if side == "key" else (d // 64, d % 64 // 16)
+    return runs, rest, (rest + 1) // 2 if bits == 2 else rest
+
+
+def part_bytes(bits, side, d):
+    """Of a key tile, or of a value group."""
+    if bits == 8:
+        return 16 * d
+    runs, _, stored_rest = lines(bits, side, d)
+    return (64 if side == "key" else 256) * (bits * runs + stored_rest)
+
+
 def code_bytes(codec, side, d):
     if codec == "f16":
         return 128 * d
-    return 32 * d if side == "key" else 2 * value_group_bytes(d)
-
-
-def value_group_bytes(d):
-    return 64 * (12 * (d // 64) + 4 * (d % 64 // 16))
+    return (4 if side == "key" else 2) * part_bytes(code_bits(codec, side), side, d)
 
 
 def page_bytes(codec, side, d):
@@ -316,63 +372,49 @@ def page_bytes(codec, side, d):
     return code_bytes(codec, side, d) + 128 * (2 if (codec, side) == ("hybrid", "key") else 1)
 
 
-def put_nibble(page, at, high, value):
-    page[at] = page[at] & 0x0F | value << 4 if high else page[at] & 0xF0 | value
-
-
-def get_nibble(page, at, high):
-    return page[at] >> 4 if high else page[at] & 15
-
-
-def key_place(d, cell, dim):
+def key_nibble(bits, d, cell, dim, i):
+    """Bit position in the page of the nibble of stored line i of the run, or of the rest, in which dim lies."""
     tile, t = divmod(cell, 16)
     u, j = divmod(dim, 8)
-    return tile * 8 * d + u * 64 + 4 * t + j % 4, j >= 4
+    at = tile * part_bytes(bits, "key", d) + 64 * (bits * (u // 4) + i) + 4 * t + j % 4
+    return 8 * at + (4 if j >= 4 else 0)
 
 
-def value_line(d, dim):
-    """Offset of the first of the four lines (c = 0..3) that hold this dim; the dim must not be a fourth subgroup."""
-    nh = d // 64
-    if dim < 64 * nh:
-        h, k = dim // 64, dim % 64 // 16
-        return k * nh * 256 + h * 256
-    return 3 * nh * 256 + (dim - 64 * nh) // 16 * 256
-
-
-def value_place(d, cell, dim):
+def value_nibble(bits, d, cell, dim, i):
     group, token = divmod(cell, 32)
-    byte = token % 16 // 4 * 64 + 4 * (dim % 16) + token % 4
-    return group * value_group_bytes(d) + value_line(d, dim) + byte, token >= 16
+    nh = d // 64
+    line = i * nh * 256 + dim // 64 * 256 if dim < 64 * nh else bits * nh * 256 + i * 256
+    at = group * part_bytes(bits, "value", d) + line + token % 16 // 4 * 64 + 4 * (dim % 16) + token % 4
+    return 8 * at + (4 if token >= 16 else 0)
 
 
-def is_fourth(d, dim):
-    return dim < d // 64 * 64 and dim % 64 >= 48
+def bit_places(bits, side, d, cell, dim):
+    """Where bit 0, 1, ... of a code lie, as bit positions in the page."""
+    if bits == 8:
+        tile, t = divmod(cell, 16)
+        at = tile * 16 * d + dim // 4 * 64 + 4 * t + dim % 4
+        return [8 * at + i for i in range(8)]
+    nibble = key_nibble if side == "key" else value_nibble
+    k = dim // 8 % 4 if side == "key" else dim // 16 % 4  # line in its run or in the rest
+    if bits == 2:
+        return [nibble(bits, d, cell, dim, k // 2) + k % 2 * 2 + i for i in range(2)]
+    if bits == 3 and k == 3:  # never in the rest
+        return [nibble(bits, d, cell, dim, i) + 3 for i in range(3)]
+    return [nibble(bits, d, cell, dim, k) + i for i in range(bits)]
 
 
 def write_cell(page, codec, side, d, cell, codes, norms):
-    if side == "key":
-        for dim, c in enumerate(codes):
-            put_nibble(page, *key_place(d, cell, dim), c)
-    else:
-        for dim, c in enumerate(codes):
-            if is_fourth(d, dim):
-                continue
-            high_bit = 0
-            if dim < d // 64 * 64:
-                k = dim % 64 // 16
-                high_bit = codes[dim // 64 * 64 + 48 + dim % 16] >> k & 1
-            put_nibble(page, *value_place(d, cell, dim), c | high_bit << 3)
-    for part, bits in enumerate(norms):
-        struct.pack_into("<H", page, code_bytes(codec, side, d) + 128 * part + 2 * cell, bits)
+    bits = code_bits(codec, side)
+    for dim, c in enumerate(codes):
+        for i, at in enumerate(bit_places(bits, side, d, cell, dim)):
+            page[at // 8] = page[at // 8] & ~(1 << at % 8) | (c >> i & 1) << at % 8
+    for part, norm in enumerate(norms):
+        struct.pack_into("<H", page, code_bytes(codec, side, d) + 128 * part + 2 * cell, norm)
 
 
-def read_code(page, side, d, cell, dim):
-    if side == "key":
-        return get_nibble(page, *key_place(d, cell, dim))
-    if not is_fourth(d, dim):
-        return get_nibble(page, *value_place(d, cell, dim)) & 7
-    base = dim - 48
-    return sum((get_nibble(page, *value_place(d, cell, base + 16 * k)) >> 3) << k for k in range(3))
+def read_code(page, codec, side, d, cell, dim):
+    places = bit_places(code_bits(codec, side), side, d, cell, dim)
+    return sum((page[at // 8] >> at % 8 & 1) << i for i, at in enumerate(places))
 
 
 def decode_cell(page, codec, side, d, cell, rotation, sketch):
@@ -380,9 +422,12 @@ def decode_cell(page, codec, side, d, cell, rotation, sketch):
         return [f16_value(struct.unpack_from("<H", page, 2 * (cell * d + i))[0]) for i in range(d)]
     at = code_bytes(codec, side, d) + 2 * cell
     n = f16_value(struct.unpack_from("<H", page, at)[0])
-    codes = [read_code(page, side, d, cell, dim) for dim in range(d)]
-    if codec == "k4v3":
-        z = [n / sqrt(d) * TRELLIS[side].step * level for level in trellis_levels(side, codes)]
+    codes = [read_code(page, codec, side, d, cell, dim) for dim in range(d)]
+    table = trellis_table(codec, side)
+    if table:
+        z = [n / sqrt(d) * table.step * level for level in trellis_levels(table, side, codes)]
+    elif has_bytes(codec, side):
+        z = [n / sqrt(d) * STEP_U7 * (c - 64) for c in codes]
     elif codec == "scalar43" and side == "key":
         z = [n / sqrt(d) * STEP4 * LM4[c] for c in codes]
     else:
@@ -471,6 +516,21 @@ def tie_pairs(d, cuts, n_wanted):
     return found
 
 
+def byte_ties(d, n_wanted):
+    """Rows with two non-zero coordinates for which y * (63 / a) is halfway between integers: the even one must be taken."""
+    found = []
+    for odd in range(1, 2 * n_wanted, 2):  # (a - b) / (a + b) = odd / 126
+        for m in range(1, 4000):
+            x = [0.0] * d
+            x[0], x[1] = (126.0 + odd) * m * sign(D1, 0), (126.0 - odd) * m * sign(D1, 1)
+            y = scaled_rotation(x, root(dot(x, x)))
+            scale = div(63.0, max(map(abs, y)))
+            if any(mul(v, scale) == odd / 2 for v in y):
+                found.append(("pair", "0", "1", hexbits(x[0]), hexbits(x[1])))
+                break
+    return found
+
+
 TRELLIS_TIES = {  # y meets a midpoint within a subset, and the cheapest path depends on which code that belongs to
     ("key", 64): ("pair", "1", "37", "c9801e88", "c950ddfe"),
     ("value", 64): ("pair", "1", "17", "c9800000", "c918aaee"),
@@ -491,8 +551,9 @@ TRELLIS_TIES = {  # y meets a midpoint within a subset, and the cheapest path de
 
 def row_specs(codec, side, d):
     cuts = CUT4 if (codec, side) == ("scalar43", "key") else CUT3
-    if codec == "k4v3":  # thresholds within the four subsets
-        cuts = [t for subset in TRELLIS[side].cuts for t in subset]
+    table = trellis_table(codec, side)
+    if table:  # thresholds within the four subsets
+        cuts = [t for subset in table.cuts for t in subset]
     seed = 1000 * d + (7 if side == "key" else 11)
     if codec == "f16":
         kinds = [
@@ -524,11 +585,12 @@ def row_specs(codec, side, d):
             ("pair", "0", "1", hexbits(1.0), hexbits(1.0)),  # half of y is zero: ties at the middle threshold
             ("bell", str(seed + 27), "-15"),
         ]
-        kinds += tie_pairs(d, cuts, 4)
+        kinds += byte_ties(d, 4) if has_bytes(codec, side) else tie_pairs(d, cuts, 4)
         # Out of order; neighbours in a byte of the value planes (t, t + 16); the last row replaces an earlier one.
         order = (0, 16, 63, 47, 1, 15, 31, 32, 48, 17, 5, 21, 62, 33, 49, 8, 24, 40, 56, 2, 18, 34, 50, 0, 9, 10, 11, 12)
         if codec == "k4v3":
             kinds[-1] = TRELLIS_TIES[side, d]
+        if table:
             # The same in fewer 32-byte lines: the files stay small.
             order = (0, 16, 63, 35, 1, 7, 39, 32, 48, 17, 5, 21, 62, 33, 49, 6, 22, 38, 54, 2, 18, 34, 50, 0, 3, 4, 19, 20)
         cells = order[: len(kinds)]
@@ -601,7 +663,8 @@ def error_files():
     header("bad_version_swapped", "KVT_ERROR_BAD_VERSION", header_bytes(version=256))
     header("header_bytes_128", "KVT_ERROR_BAD_FIELD", header_bytes(header_bytes=128))
     header("good_header_k4v3", "KVT_OK", header_bytes(codec=3, dim_k=80, dim_v=112))
-    for codec in (4, 15, 16, 31, 65535):
+    header("good_header_k8v3", "KVT_OK", header_bytes(codec=8, dim_k=192, dim_v=64))
+    for codec in (9, 15, 16, 31, 65535):
         header(f"unknown_codec_{codec}", "KVT_ERROR_UNKNOWN_CODEC", header_bytes(codec=codec))
     header("flag_conditioned_keys", "KVT_ERROR_BAD_FIELD", header_bytes(flags=1))
     header("flag_exact_rows", "KVT_ERROR_BAD_FIELD", header_bytes(flags=2))
@@ -627,12 +690,13 @@ def error_files():
 
     half = {"minus_one": 0xBC00, "inf": 0x7C00, "minus_inf": 0xFC00, "nan": 0x7E00, "nan_small": 0x7C01, "minus_zero": 0x8000}
     parts = [("hybrid", "key", 128, 2), ("hybrid", "value", 128, 1), ("scalar43", "key", 64, 1), ("scalar43", "value", 80, 1)]
-    parts += [("k4v3", "key", 96, 1), ("k4v3", "value", 112, 1)]
+    parts += [("k4v3", "key", 96, 1), ("k4v3", "value", 112, 1), ("k3v3", "key", 80, 1), ("k2v2", "key", 112, 1)]
+    parts += [("k2v2", "value", 80, 1), ("k8v4", "key", 64, 1), ("k8v4", "value", 112, 1)]
     for codec, side, d, n_norms in parts:
         at = code_bytes(codec, side, d)
         page(f"good_{codec}_{side}_zero", "KVT_OK", codec, side, d)
         largest = [(at + 2 * i, bytes.fromhex("ff7b")) for i in (0, 64 * n_norms - 1)]
-        any_code = (0, b"\xff")
+        any_code = (0, b"\x7f" if has_bytes(codec, side) else b"\xff")
         page(f"good_{codec}_{side}_limits", "KVT_OK", codec, side, d, any_code, *largest)
         for part in range(n_norms):
             what = ("norm", "residual")[part]
@@ -642,12 +706,26 @@ def error_files():
                 page(f"{codec}_{side}_{what}_{name}", "KVT_ERROR_CORRUPT_PAGE", codec, side, d, poke)
     for d in (80, 96, 112):
         rest = 3 * (d // 64) * 256
-        last = 2 * value_group_bytes(d) - 1
+        last = 2 * part_bytes(3, "value", d) - 1
         page(f"reserved_bit_low_{d}", "KVT_ERROR_CORRUPT_PAGE", "hybrid", "value", d, (rest, b"\x08"))
         page(f"reserved_bit_high_{d}", "KVT_ERROR_CORRUPT_PAGE", "scalar43", "value", d, (last, b"\x80"))
         page(f"reserved_bit_trellis_{d}", "KVT_ERROR_CORRUPT_PAGE", "k4v3", "value", d, (last, b"\x80"))
         page(f"good_rest_codes_{d}", "KVT_OK", "hybrid", "value", d, (rest, b"\x77"), (last, b"\x77"))
         page(f"good_bit_before_rest_{d}", "KVT_OK", "hybrid", "value", d, (rest - 1, b"\x88"))
+    for d in (80, 112):
+        tile, group = part_bytes(3, "key", d), part_bytes(2, "value", d)
+        page(f"reserved_bit_key3_low_{d}", "KVT_ERROR_CORRUPT_PAGE", "k3v3", "key", d, (tile - 128, b"\x08"))
+        page(f"reserved_bit_key3_high_{d}", "KVT_ERROR_CORRUPT_PAGE", "k3v2", "key", d, (4 * tile - 1, b"\x80"))
+        page(f"good_key3_{d}", "KVT_OK", "k3v3", "key", d, (tile - 129, b"\xff"), (tile - 128, b"\x77"), (4 * tile - 1, b"\x77"))
+        page(f"reserved_bit_value2_low_{d}", "KVT_ERROR_CORRUPT_PAGE", "k2v2", "value", d, (group - 256, b"\x04"))
+        page(f"reserved_bit_value2_high_{d}", "KVT_ERROR_CORRUPT_PAGE", "k3v2", "value", d, (2 * group - 1, b"\x80"))
+        page(f"good_value2_{d}", "KVT_OK", "k2v2", "value", d, (group - 257, b"\xff"), (group - 256, b"\x33"), (2 * group - 1, b"\x33"))
+        page(f"good_key2_{d}", "KVT_OK", "k2v2", "key", d, (0, b"\xff"), (code_bytes("k2v2", "key", d) - 1, b"\xff"))
+        page(f"good_value4_{d}", "KVT_OK", "k8v4", "value", d, (0, b"\xff"), (code_bytes("k8v4", "value", d) - 1, b"\xff"))
+    page("good_value2_96", "KVT_OK", "k2v2", "value", 96, (code_bytes("k2v2", "value", 96) - 1, b"\xff"))
+    for at in (0, 64 * 128 - 1):
+        page(f"reserved_bit_key8_{at}", "KVT_ERROR_CORRUPT_PAGE", "k8v3", "key", 128, (at, b"\x80"))
+        page(f"good_key8_{at}", "KVT_OK", "k8v4", "key", 128, (at, b"\x7f"))
     for side in ("key", "value"):
         last = page_bytes("f16", side, 64) - 2
         page(f"good_f16_{side}", "KVT_OK", "f16", side, 64, (0, b"\x00\x80"), (last, b"\xff\xfb"))
@@ -684,9 +762,28 @@ def check_sizes():
         ("scalar43", "value"): (1664, 2176, 2688, 3200, 3200, 4736, 6272),
         ("k4v3", "key"): (2176, 2688, 3200, 3712, 4224, 6272, 8320),
         ("k4v3", "value"): (1664, 2176, 2688, 3200, 3200, 4736, 6272),
+        ("k3v3", "key"): (1664, 2176, 2432, 2944, 3200, 4736, 6272),
+        ("k3v3", "value"): (1664, 2176, 2688, 3200, 3200, 4736, 6272),
+        ("k2v2", "key"): (1152, 1408, 1664, 1920, 2176, 3200, 4224),
+        ("k2v2", "value"): (1152, 1664, 1664, 2176, 2176, 3200, 4224),
+        ("k8v4", "key"): (4224, 5248, 6272, 7296, 8320, 12416, 16512),
+        ("k8v4", "value"): (2176, 2688, 3200, 3712, 4224, 6272, 8320),
     }
     for (codec, side), sizes in table.items():
         assert tuple(page_bytes(codec, side, d) for d in HEAD_DIMS) == sizes, (codec, side)
+
+
+def check_places():
+    """Every bit of a code has its own place, all within the codes' part; and the example of section 4.3."""
+    for codec, side in (("hybrid", "value"), ("k4v3", "key"), ("k3v3", "key"), ("k2v2", "key"), ("k2v2", "value"), ("k8v4", "key"),
+                        ("k8v4", "value")):  # fmt: skip
+        for d in HEAD_DIMS:
+            bits = code_bits(codec, side)
+            places = [at for cell in range(64) for dim in range(d) for at in bit_places(bits, side, d, cell, dim)]
+            assert len(set(places)) == len(places) == 64 * d * bits
+            assert max(places) < 8 * code_bytes(codec, side, d)
+    assert bit_places(3, "key", 128, 21, 77) == [8 * 1237 + 4, 8 * 1237 + 5, 8 * 1237 + 6]
+    assert bit_places(3, "key", 128, 21, 93) == [8 * 1173 + 7, 8 * 1237 + 7, 8 * 1301 + 7]
 
 
 def check_chains():
@@ -704,12 +801,14 @@ def check_chains():
 def main():
     check_worked_example()
     check_sizes()
+    check_places()
     check_chains()
     tests = Path(__file__).resolve().parent.parent / "tests"
     files = {tests / "golden-errors" / f"{name}.txt": text for name, text in error_files().items()}
     for d in HEAD_DIMS:
         rotation, sketch = dense_rotation(d, D1), dense_rotation(d, D2)
-        for codec in ("f16", "hybrid", "scalar43", "k4v3"):
+        # The other codecs have the same sides: k3v2 those of k3v3 and k2v2, k8v3 those of k8v4 and k3v3.
+        for codec in ("f16", "hybrid", "scalar43", "k4v3", "k3v3", "k2v2", "k8v4"):
             for side in ("key", "value"):
                 path = tests / "golden" / f"{codec}_{side}_{d}.txt"
                 files[path] = golden_page(codec, side, d, rotation, sketch)

@@ -3,16 +3,19 @@
 
 Lloyd's iteration on Gaussian samples with the Viterbi algorithm in place of the nearest level; then, among steps whose integers stay at or
 below 63, the step with the least error. Prints the levels, and errors of circular chains of 16, 32 and 64 elements and of whole vectors
-(four chains; the norms of format.md section 5). tests/distortion_test.cc holds the library to the latter. Seeds are fixed. Needs numpy;
-takes about a minute.
+(four chains; the norms of format.md section 5, with one search and with the scale search of its step 4). tests/distortion_test.cc holds the
+library to the latter. --scales: instead, the three scales of a grid that leave the least error, and one and two of them. Seeds are fixed.
+Needs numpy; takes a few minutes.
 
-    scripts/train_trellis.py [bits ...]      default: 2 3 4
+    scripts/train_trellis.py [--scales] [bits ...]      default: 2 3 4
 """
+import itertools
 import sys
 
 import numpy as np
 
 INTEGER_MAX = 63  # level + 64 must fit 7 bits: the int8 kernels depend on it (docs/algorithm.md)
+SCALES = {3: (0.96, 1.08, 1.2), 4: (0.92, 1.04, 1.16)}  # format.md section 5, step 4
 STATES = 8  # state = t[e-1] | t[e-2] << 1 | t[e-3] << 2
 
 # For each state its two predecessors, dropped bit t[e-3] = 0 first, and the subsets z1 << 1 | z0 on the way.
@@ -89,7 +92,7 @@ def snap(levels):
     """The integer levels and step with the least error on a sample."""
     y = sphere(3, 1500, 128)[:400]
     best = None
-    for top in np.arange(48, INTEGER_MAX + 0.5, 0.25):
+    for top in np.arange(min(48, 3 * len(levels)), INTEGER_MAX + 0.5, 0.25):
         step = levels[-1] / top
         integers = np.round(levels / step)
         if integers[-1] > INTEGER_MAX:
@@ -104,34 +107,58 @@ def mean_and_error(x):
     return f"{x.mean():.6f} +- {x.std() / np.sqrt(len(x)):.6f}"
 
 
-def vector_errors(levels, d, rows=12000, batch=2000):
-    """Relative squared errors of vectors: matched norm (keys) and least squares (values)."""
+def merits(levels, y, scale):
+    """What of |y|^2 / d = 1 the levels found for scale * y explain: 1 - the least-squares error."""
+    index, _ = tail_biting(levels, (scale * y).reshape(-1, y.shape[1] // 4))
+    q = levels[index].reshape(y.shape)
+    return (y * q).sum(1) ** 2 / ((q * q).sum(1) * y.shape[1])
+
+
+def vector_errors(levels, d, scales=(1,), rows=12000, batch=2000):
+    """Relative squared errors of vectors: matched norm (keys) and least squares (values); of several scales the best (format.md 5)."""
     matched, least = [], []
     y = sphere(4, rows, d)
     for part in np.split(y, range(batch, rows, batch)):
-        index, _ = tail_biting(levels, part.reshape(-1, d // 4))
-        q = levels[index].reshape(-1, d)
-        a, b = (part * q).sum(1), (q * q).sum(1)
-        matched.append(b * d / a**2 - 1)
-        least.append(1 - a**2 / (b * d))
+        merit = np.max([merits(levels, part, scale) for scale in scales], 0)
+        matched.append(1 / merit - 1)
+        least.append(1 - merit)
     return np.concatenate(matched), np.concatenate(least)
 
 
+def print_best_scales(levels, rows=900):
+    """For one to three scales of a grid: the choice with the least sum, over d, of errors relative to a search of the whole grid."""
+    grid = np.arange(80, 133, 4) / 100
+    errors = {}
+    for d in (64, 128, 256):
+        y = sphere(11, rows, d)
+        errors[d] = np.array([1 - merits(levels, y, scale) for scale in grid])
+    for n in (1, 2, 3):
+        choices = itertools.combinations(range(len(grid)), n)
+        best = list(min(choices, key=lambda c: sum(e[list(c)].min(0).mean() / e.min(0).mean() for e in errors.values())))
+        print(f"  scales {grid[best].tolist()}: " + ", ".join(f"d = {d}: {e[best].min(0).mean():.5f}" for d, e in errors.items()), flush=True)
+
+
 def main():
-    for bits in [int(a) for a in sys.argv[1:]] or [2, 3, 4]:
+    arguments = [a for a in sys.argv[1:] if a != "--scales"]
+    for bits in [int(a) for a in arguments] or [2, 3, 4]:
         exact = train(bits)
         integers, step = snap(exact)
         half = len(exact) // 2
         print(f"T{bits}: levels {exact[half:].round(5).tolist()}")
         print(f"  snapped {integers[half:].astype(int).tolist()} step {step:.9f}")
         snapped = integers * np.float32(f"{step:.9f}")
+        if "--scales" in sys.argv:
+            print_best_scales(snapped)
+            continue
         for length in (16, 32, 64):
             y = sphere(5, 3000, 128).reshape(-1, length)[:6000]
             errors = [tail_biting(levels, y)[1] / length for levels in (exact, snapped)]
             print(f"  chains of {length}: {mean_and_error(errors[0])}, snapped {mean_and_error(errors[1])}")
-        for d in (64, 128):
-            matched, least = vector_errors(snapped, d)
-            print(f"  vectors, d = {d}: matched {mean_and_error(matched)}, least squares {mean_and_error(least)}", flush=True)
+        for d in (64, 128, 256):
+            for scales in ((1,), SCALES.get(bits)):
+                if scales:
+                    matched, least = vector_errors(snapped, d, scales)
+                    print(f"  vectors, d = {d}, scales {scales}: matched {mean_and_error(matched)}, least squares {mean_and_error(least)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ kvt_codec_id codec_number(int number) {
   std::memcpy(&id, &number, sizeof id);
   return id;
 }
-const kvt_codec_id kUnknownCodec = codec_number(4);
+const kvt_codec_id kUnknownCodec = codec_number(9);
 
 class Api : public IsaTest {};
 
@@ -56,17 +56,17 @@ TEST_F(Api, StatusStrings) {
 }
 
 TEST_F(Api, CodecNames) {
-  const char* names[] = {"f16", "hybrid", "scalar43", "k4v3"};
+  const char* names[] = {"f16", "hybrid", "scalar43", "k4v3", "k3v3", "k3v2", "k2v2", "k8v4", "k8v3"};
   int id = 0;
   for (; kvt_codec_name(codec_number(id)) != nullptr; ++id) {
-    ASSERT_LT(id, 4);
+    ASSERT_LT(id, 9);
     EXPECT_STREQ(kvt_codec_name(codec_number(id)), names[id]);
     kvt_codec_id parsed = kUnknownCodec;
     EXPECT_EQ(kvt_codec_from_name(names[id], &parsed), KVT_OK);
     EXPECT_EQ(parsed, id);
   }
-  EXPECT_EQ(id, 4);
-  for (const char* wrong : {"", "F16", "hybrid ", "scalar4", "scalar433", "k4v33", "k4"}) {
+  EXPECT_EQ(id, 9);
+  for (const char* wrong : {"", "F16", "hybrid ", "scalar4", "scalar433", "k4v33", "k4", "k8v2"}) {
     kvt_codec_id unchanged = KVT_CODEC_SCALAR43;
     EXPECT_EQ(kvt_codec_from_name(wrong, &unchanged), KVT_ERROR_UNKNOWN_CODEC) << wrong;
     EXPECT_EQ(unchanged, KVT_CODEC_SCALAR43);
@@ -114,6 +114,10 @@ TEST_F(Api, PageBytes) {
   const size_t hybrid_k[] = {2304, 2816, 3328, 3840, 4352, 6400, 8448};
   const size_t scalar43_k[] = {2176, 2688, 3200, 3712, 4224, 6272, 8320};
   const size_t v[] = {1664, 2176, 2688, 3200, 3200, 4736, 6272};
+  const size_t k3[] = {1664, 2176, 2432, 2944, 3200, 4736, 6272};
+  const size_t k2[] = {1152, 1408, 1664, 1920, 2176, 3200, 4224};
+  const size_t k8[] = {4224, 5248, 6272, 7296, 8320, 12416, 16512};
+  const size_t v2[] = {1152, 1664, 1664, 2176, 2176, 3200, 4224};
   for (size_t i = 0; i < std::size(kHeadDims); ++i) {
     EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_F16, KVT_KEY, kHeadDims[i]), f16[i]);
     EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_F16, KVT_VALUE, kHeadDims[i]), f16[i]);
@@ -123,6 +127,16 @@ TEST_F(Api, PageBytes) {
     EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_SCALAR43, KVT_VALUE, kHeadDims[i]), v[i]);
     EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_K4V3, KVT_KEY, kHeadDims[i]), scalar43_k[i]);
     EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_K4V3, KVT_VALUE, kHeadDims[i]), v[i]);
+    for (const kvt_codec_id id : {KVT_CODEC_K3V3, KVT_CODEC_K3V2})
+      EXPECT_EQ(kvt_page_bytes_for(id, KVT_KEY, kHeadDims[i]), k3[i]);
+    for (const kvt_codec_id id : {KVT_CODEC_K8V4, KVT_CODEC_K8V3})
+      EXPECT_EQ(kvt_page_bytes_for(id, KVT_KEY, kHeadDims[i]), k8[i]);
+    for (const kvt_codec_id id : {KVT_CODEC_K3V3, KVT_CODEC_K8V3})
+      EXPECT_EQ(kvt_page_bytes_for(id, KVT_VALUE, kHeadDims[i]), v[i]);
+    for (const kvt_codec_id id : {KVT_CODEC_K3V2, KVT_CODEC_K2V2})
+      EXPECT_EQ(kvt_page_bytes_for(id, KVT_VALUE, kHeadDims[i]), v2[i]);
+    EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_K2V2, KVT_KEY, kHeadDims[i]), k2[i]);
+    EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_K8V4, KVT_VALUE, kHeadDims[i]), scalar43_k[i]);
   }
   EXPECT_EQ(kvt_page_bytes_for(kUnknownCodec, KVT_KEY, 64), 0u);
   EXPECT_EQ(kvt_page_bytes_for(KVT_CODEC_F16, KVT_KEY, 65), 0u);

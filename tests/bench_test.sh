@@ -46,8 +46,8 @@ expect_stderr "ggml's flash attention was not measured: "
 # The best kernels of this machine, as a table.
 expect_exit 0 kvturbo bench kernel --quick --rounds 2 --tokens 512 --group 1 --threads 1 --codec hybrid --no-ggml
 expect_stdout "^stream read, 1 thread: [0-9.]+ GB/s$"
-expect_stdout "^\| 512 \| 1 \| 1 \| hybrid \| (avx512|avx2|neon|scalar) \| [0-9.]+ \|"
-expect_stdout "^\| hybrid \| K \| (avx512|avx2|neon|scalar) \| [0-9]+ \|$"
+expect_stdout "^\| 512 \| 1 \| 1 \| hybrid \| (avx512|avxvnni|avx2|neon|scalar) \| [0-9.]+ \|"
+expect_stdout "^\| hybrid \| K \| (avx512|avxvnni|avx2|neon|scalar) \| [0-9]+ \|$"
 
 # What makes no sense is refused in one line, before anything is measured.
 expect_exit 2 kvturbo bench

@@ -9,7 +9,7 @@ expect_exit 0 kvturbo doctor --host "$TEST_HOST_BIN"
 expect_stdout "^host +$TEST_HOST_BIN/llama-server \(--host\)"
 expect_stdout "build [0-9]+, ggml 0\.[0-9]+\.[0-9]+, backend API [23]"
 expect_stdout "^plug-in +.*libggml-kvturbo.so: loads as KVTURBO0"
-expect_stdout "^kernels +(scalar|avx2|avx512|neon)"
+expect_stdout "^kernels +(scalar|avx2|avxvnni|avx512|neon)"
 expect_same "$(tail -n 1 "$stdout" | cut -c 1-8)" "all good"
 expect_exit 0 kvturbo doctor --host "$TEST_HOST_BIN" --isa scalar --json
 expect_same "$(python3 -c 'import json, sys; d = json.load(sys.stdin); print(d["ok"], d["kernels"], d["plugin_device"], d["problems"])' <"$stdout")" \

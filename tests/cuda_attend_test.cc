@@ -403,7 +403,7 @@ constexpr std::pair<uint32_t, uint32_t> kDims[] = {{64, 64}, {128, 128}, {256, 2
 class CudaAttend : public CudaTest {};
 
 TEST_F(CudaAttend, CodecsAndHeadDims) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     for (const auto& [d_k, d_v] : kDims) {
       const double error =
           check({.codec = codec, .d_k = d_k, .d_v = d_v, .n_kv_heads = 3, .n_group = 4, .lengths = {1000, 640, 65}});
@@ -417,7 +417,7 @@ TEST_F(CudaAttend, Lengths) {
   std::vector<int32_t> many(70);
   for (size_t i = 0; i < many.size(); ++i) many[i] = static_cast<int32_t>(splitmix64(39, i) % 150);
   many[3] = many[40] = 0;
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     check({.codec = codec, .lengths = {0}});
     check({.codec = codec, .lengths = {0, 1, 31, 32, 33, 63, 64, 65, 0, 127, 128, 129, 0}, .extra_cells = 100});
     check({.codec = codec, .n_group = 2, .lengths = many});
@@ -427,7 +427,7 @@ TEST_F(CudaAttend, Lengths) {
 }
 
 TEST_F(CudaAttend, GroupsAndQueries) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     for (const auto& [n_group, n_queries] :
          {std::pair{1u, 1u}, {3u, 1u}, {8u, 1u}, {16u, 1u}, {1u, 8u}, {4u, 4u}, {5u, 3u}, {8u, 4u}, {16u, 8u}}) {
       for (const auto& [d_k, d_v] : kDims) {
@@ -444,7 +444,7 @@ TEST_F(CudaAttend, GroupsAndQueries) {
 }
 
 TEST_F(CudaAttend, MasksAndExtras) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     const bool code = codec != KVT_CODEC_F16;
     check({.codec = codec, .n_group = 4, .n_queries = 3, .lengths = {300, 64}, .mask = true});
     check({.codec = codec, .n_group = 4, .lengths = {300, 64}, .mask = true, .slopes = true, .sinks = true});
@@ -471,11 +471,11 @@ TEST_F(CudaAttend, MasksAndExtras) {
 }
 
 TEST_F(CudaAttend, SharpScores) {
-  for (const kvt_codec_id codec : kCodecs) check({.codec = codec, .n_group = 8, .lengths = {1500, 500}, .score_deviation = 4});
+  for (const kvt_codec_id codec : kCudaCodecs) check({.codec = codec, .n_group = 8, .lengths = {1500, 500}, .score_deviation = 4});
 }
 
 TEST_F(CudaAttend, Types) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     for (const kvt_cuda_type type : {KVT_CUDA_F16, KVT_CUDA_BF16})
       check({.codec = codec, .n_group = 4, .lengths = {500, 90}, .type = type});
   }
@@ -483,7 +483,7 @@ TEST_F(CudaAttend, Types) {
 
 // Enough pages for the larger blocks, and shares that begin and end anywhere. One stream in a few is compared.
 TEST_F(CudaAttend, LongContexts) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     check({.codec = codec, .n_kv_heads = 8, .n_group = 2, .lengths = std::vector<int32_t>(4, 50000), .checked_streams = {2}});
     std::vector<int32_t> lengths(24, 16000);
     lengths[5] = 60000;
@@ -500,7 +500,7 @@ TEST_F(CudaAttend, LongContexts) {
 }
 
 TEST_F(CudaAttend, SameResultTwice) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     Problem problem({.codec = codec, .n_group = 4, .lengths = {3000, 1000, 77}});
     const std::vector<float> first = problem.run(), second = problem.run();
     EXPECT_EQ(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)), 0) << problem.shape().name();
@@ -509,7 +509,7 @@ TEST_F(CudaAttend, SameResultTwice) {
 
 // What lies beyond the length, and below the exact rows, may be anything: NaN norms there change nothing.
 TEST_F(CudaAttend, RemovedCellsDoNotLeak) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     const bool code = codec != KVT_CODEC_F16;
     Problem problem({.codec = codec, .n_kv_heads = 1, .lengths = {100}, .n_exact = code ? 3u : 0u});
     const std::vector<float> clean = problem.run();
@@ -542,7 +542,7 @@ TEST_F(CudaAttend, RemovedCellsDoNotLeak) {
 }
 
 TEST_F(CudaAttend, NanQueriesGiveNan) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     Problem problem({.codec = codec, .n_group = 2, .lengths = {300}});
     const std::vector<float> clean = problem.run();
     problem.poison_query();
@@ -555,7 +555,7 @@ TEST_F(CudaAttend, NanQueriesGiveNan) {
 
 // Captured once, replayed with other lengths.
 TEST_F(CudaAttend, GraphReplay) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     Problem problem({.codec = codec, .n_group = 4, .lengths = {900, 333, 64}});
     const std::vector<float> before = problem.run();
     cudaStream_t stream;

@@ -176,7 +176,7 @@ std::vector<int64_t> shuffled_cells(size_t n) {
 
 template <class Check>
 void for_all(const Check& check) {
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     for (const kvt_side side : {KVT_KEY, KVT_VALUE}) {
       for (const uint32_t d : kHeadDims) check(codec, side, d);
     }
@@ -203,7 +203,7 @@ TEST_F(CudaEncode, OneRow) {
 
 // Rows that begin in the middle of a group, so that no block has a whole one.
 TEST_F(CudaEncode, ShiftedRows) {
-  for (const kvt_codec_id codec : kCodecs) compare({codec, KVT_VALUE, 128, 1, cells_from(5, 200)}, make_rows(200, 128));
+  for (const kvt_codec_id codec : kCudaCodecs) compare({codec, KVT_VALUE, 128, 1, cells_from(5, 200)}, make_rows(200, 128));
 }
 
 TEST_F(CudaEncode, HalfAndBfloatRows) {
@@ -219,7 +219,7 @@ TEST_F(CudaEncode, HalfAndBfloatRows) {
     const uint32_t bits = static_cast<uint32_t>(bfloats[i]) << 16;
     std::memcpy(&bfloat_rows[i], &bits, 4);
   }
-  for (const kvt_codec_id codec : kCodecs) {
+  for (const kvt_codec_id codec : kCudaCodecs) {
     for (const kvt_side side : {KVT_KEY, KVT_VALUE}) {
       compare({codec, side, d, 1, shuffled_cells(n), KVT_CUDA_F16}, half_rows, halves.data(), 2);
       compare({codec, side, d, 1, cells_from(0, n), KVT_CUDA_BF16}, bfloat_rows, bfloats.data(), 2);

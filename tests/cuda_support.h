@@ -12,6 +12,9 @@
 
 namespace kvt_test {
 
+// Those that have GPU kernels.
+inline constexpr kvt_codec_id kCudaCodecs[] = {KVT_CODEC_F16, KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3};
+
 // ctest looks for the message (cuda_tests.cmake).
 class CudaTest : public testing::Test {
  protected:

@@ -13,7 +13,8 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr kvt_codec_id kCoded[] = {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3};
+constexpr kvt_codec_id kCoded[] = {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3,
+                                   KVT_CODEC_K3V3,   KVT_CODEC_K2V2,     KVT_CODEC_K8V4};
 
 size_t norm_parts(kvt_codec_id codec, kvt_side side) { return codec == KVT_CODEC_HYBRID && side == KVT_KEY ? 2 : 1; }
 
@@ -66,7 +67,7 @@ TEST_F(EngineEncode, RowsThatAreNotFiniteGetNanNormsAndZeroCodes) {
               if (cell % 64 != kCell) {
                 ASSERT_EQ(std::memcmp(page.data() + norm_offset + 2 * cell, before.data() + norm_offset + 2 * cell, 2), 0);
               }
-            for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+            for (const char* name : {"scalar", "avx2", "avxvnni", "avx512", "neon"}) {
               const kvt::cpu::KernelTable* kernels = kvt::cpu::find_kernels(name);
               if (kernels == nullptr) continue;
               std::vector<uint8_t> other = before;
@@ -100,6 +101,25 @@ TEST_F(EngineEncode, HalvesKeepNanAndInfinity) {
     EXPECT_TRUE(std::isnan(x[0]));
     const float expected[] = {kInf, -kInf, 65504.0f, 65504.0f, kInf, -kInf, 1.0f, 1.0f};
     for (size_t i = 0; i < std::size(expected); ++i) EXPECT_EQ(x[i + 1], expected[i]) << i;
+  }
+}
+
+// The bytes of format/half.h in every table: NaNs of any payload become one NaN, ties go to even, the subnormal range rounds.
+TEST_F(EngineEncode, HalvesAreTheSameInEveryTable) {
+  const uint32_t patterns[] = {0x7f800001, 0xff812345, 0x7fc00000, 0xffffffff, 0x7f800000, 0xff800000, 0x00000000, 0x80000000,
+                               0x00000001, 0x33000000, 0x33000001, 0x387fe000, 0x38800000, 0x3f801000, 0x3f803000, 0x477fefff,
+                               0x477ff000, 0xc7800000};
+  std::vector<float> row(80);
+  for (size_t i = 0; i < row.size(); ++i) std::memcpy(&row[i], &patterns[i % std::size(patterns)], 4);
+  const kvt::SideLayout layout = kvt::make_side_layout(KVT_CODEC_F16, KVT_KEY, 80);
+  std::vector<uint8_t> expected(layout.page_bytes);
+  kvt::cpu::find_kernels("scalar")->encode_row(layout, row.data(), expected.data(), 5);
+  for (const char* name : {"avx2", "avxvnni", "avx512", "neon"}) {
+    const kvt::cpu::KernelTable* kernels = kvt::cpu::find_kernels(name);
+    if (kernels == nullptr) continue;
+    std::vector<uint8_t> page(layout.page_bytes);
+    kernels->encode_row(layout, row.data(), page.data(), 5);
+    EXPECT_EQ(page, expected) << name;
   }
 }
 

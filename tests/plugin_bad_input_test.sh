@@ -15,6 +15,11 @@ refused variable KVTURBO_CODEX=hybrid 'the environment variable KVTURBO_CODEX is
 refused variable2 KVTURBO_SPEED=11 'the environment variable KVTURBO_SPEED is unknown\. Valid: '
 refused isa KVTURBO_ISA=avx3 'KVTURBO_ISA=avx3 names kernels that this CPU or build lacks\. Unset it'
 refused log KVTURBO_LOG=loud 'KVTURBO_LOG=loud is unknown\. Valid: info, quiet'
+refused recent KVTURBO_RECENT=65 'KVTURBO_RECENT=65 is not a number from 0 to 64'
+refused sinks KVTURBO_SINKS=some 'KVTURBO_SINKS=some is not a number from 0 to 64'
+refused layers KVTURBO_LAYERS=0-1 'KVTURBO_LAYERS: "0-1" is not LAYER:CODEC or FIRST-LAST:CODEC'
+refused layers2 KVTURBO_LAYERS=3:k8v4,5-2:f16 'KVTURBO_LAYERS: "5-2:f16" is not LAYER:CODEC'
+refused layers3 KVTURBO_LAYERS=3:k8v9 'KVTURBO_LAYERS=k8v9 is unknown; did you mean k8v[34]\?'
 refused device KVTURBO_DEVICE=gpu 'KVTURBO_DEVICE=gpu is unknown; did you mean cpu\?'
 
 # Host flags that keep the cache from us: the text is stock's, and one line says why nothing is compressed.
@@ -45,10 +50,25 @@ fi
 ours good KVTURBO_REPORT="$work/good.json" "${completion[@]}" || complain "no options"
 expect_same "$(our_lines)" 1 "lines of ours"
 expect_log '^kvturbo: KV cache compressed: k4v3 \([a-z0-9]+\), 30 layers, head dim 64, 5\.27 KiB per token instead of 22\.50 \(f16\): 4\.27 times smaller$'
-grep -q '"codec": "k4v3", .*"kv_bytes_per_token": 5400.0, "kv_bytes_per_token_f16": 23040.0, "ratio": 4.2667, "layers_compressed": 30, "layers_total": 30, "not_compressed": \[\]' \
+grep -q '"codec": "k4v3", .*"kv_bytes_per_token": 5400.0, "kv_bytes_per_token_f16": 23040.0, "ratio": 4.2667, "kv_bytes_fixed": 1451520, "layers_compressed": 30, "layers_total": 30, "not_compressed": \[\]' \
   "$work/good.json" || complain "report: $(cat "$work/good.json")"
+ours layers KVTURBO_LAYERS=0-1:k8v4,29:f16 "${completion[@]}" || complain "KVTURBO_LAYERS"
+expect_log '^kvturbo: KV cache compressed: k4v3, f16 in layers 29, k8v4 in layers 0-1 \([a-z0-9]+\), 30 layers'
 ours quiet KVTURBO_LOG=quiet "${completion[@]}" || complain "KVTURBO_LOG=quiet"
 expect_same "$(our_lines)" 0 "lines of ours when quiet"
 ours report KVTURBO_REPORT="$work/no/such/folder/report" "${completion[@]}" || complain "a report that cannot be written"
 expect_log '^kvturbo: cannot write KVTURBO_REPORT=.*; name a file in a folder that can be written'
+
+# A model whose keys do not fit the codec, once they are not conditioned.
+TEST_MODEL="${TEST_MODEL%/*}/qwen2.5-coder-0.5b.gguf"
+if [ -e "$TEST_MODEL" ]; then
+  prompt="$(for i in {1..40}; do printf 'The number %d comes before %d. ' "$i" "$((i + 1))"; done)"
+  long=(llama-completion -c 1024 -n 2 --temp 0 --seed 1 -no-cnv --no-warmup -p "$prompt")
+  ours misfit KVTURBO_CONDITION=off KVTURBO_REPORT="$work/misfit.json" "${long[@]}" || complain "a model that does not fit"
+  expect_log '^kvturbo: the keys of layer [0-9]+ do not fit k4v3: it moves attention scores by [0-9.]+ nats .*; use KVTURBO_CONDITION=on'
+  expect_same "$(our_lines)" 2 "lines of ours with a model that does not fit"
+  grep -q '"score_error": [0-9]' "$work/misfit.json" || complain "report: $(cat "$work/misfit.json")"
+  ours fit KVTURBO_CODEC=k4v3 "${long[@]}" || complain "a model that fits when conditioned"
+  expect_same "$(our_lines)" 1 "lines of ours with a model that fits when conditioned"
+fi
 finish

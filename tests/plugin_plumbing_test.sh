@@ -22,7 +22,7 @@ for batch in 128 1; do
   expect_below "$(kld)" 1e-4 "KLD of f16, -ub $batch"
   expect_below "$(awk -v s="$(same_top)" 'BEGIN { print 100 - s }')" 0.5 "different tops of f16, -ub $batch, in percent"
 done
-for codec in hybrid scalar43 k4v3; do
+for codec in hybrid scalar43 k4v3 k3v3 k8v4; do
   ours "$codec" KVTURBO_CODEC="$codec" "${perplexity[@]}" --kl-divergence || complain "llama-perplexity with $codec"
   echo "$codec: KLD $(kld), same top $(same_top) %"
   expect_below "$(kld)" 0.4 "KLD of $codec"

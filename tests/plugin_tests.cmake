@@ -9,8 +9,14 @@ foreach(target plugin_graph_test plugin_dequantize)
   add_dependencies(${target} ggml-kvturbo)
 endforeach()
 
+add_executable(recent_rows_test ${CMAKE_CURRENT_LIST_DIR}/recent_rows_test.cc ${PROJECT_SOURCE_DIR}/plugin/recent_rows.cc)
+target_include_directories(recent_rows_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin)
+target_include_directories(recent_rows_test SYSTEM PRIVATE ${KVTURBO_GGML_SOURCE}/include ${KVTURBO_GGML_SOURCE}/src)
+target_link_libraries(recent_rows_test PRIVATE kvturbo_warnings GTest::gtest_main)
+add_test(NAME plugin.recent_rows COMMAND recent_rows_test)
+
 # In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
-foreach(codec f16 hybrid scalar43 k4v3)
+foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
   foreach(api 3 2)
     if(api EQUAL 3)
       set(folder "${KVTURBO_HOST_BIN}")

@@ -16,7 +16,8 @@
 namespace kvt_test {
 
 inline constexpr uint32_t kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
-inline constexpr kvt_codec_id kCodecs[] = {KVT_CODEC_F16, KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3};
+inline constexpr kvt_codec_id kCodecs[] = {KVT_CODEC_F16,  KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3, KVT_CODEC_K3V3,
+                                           KVT_CODEC_K3V2, KVT_CODEC_K2V2,   KVT_CODEC_K8V4,     KVT_CODEC_K8V3};
 
 struct CodecDeleter {
   void operator()(kvt_codec* codec) const { kvt_codec_destroy(codec); }

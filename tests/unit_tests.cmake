@@ -1,9 +1,9 @@
 # Unit tests. Each binary runs once for each kernel table; on a machine or build without it the test skips.
 # Included by tests/CMakeLists.txt, which provides GTest, kvturbo_static and kvturbo_warnings.
-set(KVT_TEST_ISAS scalar avx2 avx512 neon)
+set(KVT_TEST_ISAS scalar avx2 avxvnni avx512 neon)
 find_package(Threads REQUIRED)
 
-foreach(name golden distortion attention api engine_encode)
+foreach(name golden distortion attention exact_rows guard_page api engine_encode)
   add_executable(${name}_test ${CMAKE_CURRENT_LIST_DIR}/${name}_test.cc)
   target_compile_features(${name}_test PRIVATE cxx_std_20)
   if(name STREQUAL "engine_encode")  # internal interfaces

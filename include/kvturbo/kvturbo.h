@@ -1,6 +1,6 @@
 /* kvturbo: compressed KV cache for language-model inference. C API.
  *
- * What: keys and values are compressed to 3 to 4 bits as they are written, and attention runs straight on the codes
+ * What: keys and values are compressed to 2 to 8 bits as they are written, and attention runs straight on the codes
  * (docs/format.md defines the bytes, docs/algorithm.md the maths).
  *
  * Three ways to use it:
@@ -53,7 +53,8 @@ KVT_API const char* kvt_version(void);
 #define KVT_PAGE_ALIGNMENT 64 /* recommended alignment of a page, bytes; any alignment is correct */
 #define KVT_HEADER_BYTES 64   /* size of a cache header, format.md section 6 */
 #define KVT_MAX_HEAD_DIM 256
-#define KVT_MAX_EXACT 64 /* exact rows of a head, kvt_attention */
+#define KVT_MAX_EXACT 64  /* first cells that are kept exact, kvt_attention */
+#define KVT_MAX_RECENT 64 /* newest cells that a query attends exactly, kvt_attention */
 
 /* ---- status ----------------------------------------------------------------------------------------------------- */
 
@@ -92,6 +93,11 @@ typedef enum kvt_codec_id {
   KVT_CODEC_HYBRID = 1,   /* K 3-bit Lloyd-Max + 1-bit QJL sign, V 3-bit Lloyd-Max */
   KVT_CODEC_SCALAR43 = 2, /* K 4-bit Lloyd-Max, V 3-bit Lloyd-Max */
   KVT_CODEC_K4V3 = 3,     /* K 4-bit trellis, V 3-bit trellis: the default of our programs */
+  KVT_CODEC_K3V3 = 4,     /* K 3-bit trellis, V 3-bit trellis */
+  KVT_CODEC_K3V2 = 5,     /* K 3-bit trellis, V 2-bit trellis */
+  KVT_CODEC_K2V2 = 6,     /* K 2-bit trellis, V 2-bit trellis */
+  KVT_CODEC_K8V4 = 7,     /* K 8-bit, V 4-bit trellis: for keys that fit no other codec */
+  KVT_CODEC_K8V3 = 8,     /* K 8-bit, V 3-bit trellis */
 
   KVT_CODEC_ID_RESERVED = 0x7FFFFFFF /* no codec: lets the type hold any number in C++ too */
 } kvt_codec_id;
@@ -108,7 +114,7 @@ typedef struct kvt_codec kvt_codec;
 
 /* Creates a codec. head_dim_k and head_dim_v: 64, 80, 96, 112, 128, 192 or 256, and may differ.
  * The kernel table is chosen once per process: the best that CPU and operating system offer, or the one that the
- * environment variable KVTURBO_ISA names (scalar, avx2, avx512, neon).
+ * environment variable KVTURBO_ISA names (scalar, avx2, avxvnni, avx512, neon).
  * Returns KVT_OK and *codec (free it with kvt_codec_destroy), or KVT_ERROR_UNKNOWN_CODEC, KVT_ERROR_HEAD_DIM,
  * KVT_ERROR_UNSUPPORTED_ISA, KVT_ERROR_NO_MEMORY, and then *codec is unchanged. */
 KVT_API kvt_status kvt_codec_create(kvt_codec_id id, uint32_t head_dim_k, uint32_t head_dim_v, kvt_codec** codec);
@@ -203,19 +209,36 @@ typedef struct kvt_attention {
   size_t out_query_stride, out_head_stride, out_stream_stride;
 
   /* Conditioned keys (docs/algorithm.md 5): where keys were encoded as (k - mean) / scale with one mean and scale a kv head,
-   * key_scale [n_kv_heads, head_dim_k] undoes the scale on the query side; the mean needs no undoing, since it adds one constant
-   * to every score of a query. NULL = none. Not for f16. */
+   * key_scale [n_kv_heads, head_dim_k] undoes the scale on the query side. The mean adds one constant to every score of a query,
+   * which softmax ignores; only exact rows, which are raw, must be put on the same footing: key_mean, with the same stride.
+   * NULL = none (ones, zeros). Not for f16. */
   const float* key_scale;
-  size_t key_scale_head_stride;
+  const float* key_mean;
+  size_t key_conditioning_head_stride;
 
-  /* Exact rows: the cells 0 .. n_exact - 1 are attended in fp16 instead of by their codes. n_exact <= KVT_MAX_EXACT; 0 = none.
-   * exact_k: fp16 bits [n_streams, n_kv_heads, n_exact, head_dim_k] of the rows as they were given to kvt_encode (conditioned);
-   * exact_v likewise [.., head_dim_v]; rows contiguous. Not for f16, whose pages are exact. */
+  /* Exact rows: some cells are attended in fp16 instead of by their codes. Keys are raw, not conditioned; rows are contiguous.
+   * Not for f16, whose pages are exact.
+   *
+   * The first cells, 0 .. n_exact - 1, n_exact <= KVT_MAX_EXACT; 0 = none.
+   * exact_k: fp16 bits [n_streams, n_kv_heads, n_exact, head_dim_k]; exact_v likewise [.., head_dim_v]. */
   uint32_t n_exact;
   const uint16_t* exact_k;
   size_t exact_k_head_stride, exact_k_stream_stride;
   const uint16_t* exact_v;
   size_t exact_v_head_stride, exact_v_stream_stride;
+
+  /* The newest cells: a list of n_recent entries for each stream, oldest first; 0 = none. Entry e is cell recent_cells[e], distinct
+   * in its stream, or -1 for no entry. Query i attends exactly the last recent_window (1 .. KVT_MAX_RECENT) of the entries
+   * 0 .. min(recent_own + i, n_recent - 1) that it sees: cell >= n_exact, cell < n_cells, mask above -inf. recent_own is the entry of
+   * query 0's own token if the queries' tokens are the last entries in their order; otherwise n_recent - 1 serves all.
+   * recent_cells: [n_streams, n_recent]; recent_k: fp16 bits [n_streams, n_kv_heads, n_recent, head_dim_k]; recent_v likewise. */
+  uint32_t n_recent, recent_window, recent_own;
+  const int32_t* recent_cells;
+  size_t recent_cells_stream_stride;
+  const uint16_t* recent_k;
+  size_t recent_k_head_stride, recent_k_stream_stride;
+  const uint16_t* recent_v;
+  size_t recent_v_head_stride, recent_v_stream_stride;
 } kvt_attention;
 
 /* Workspace for n_threads threads. 0 on invalid arguments. */

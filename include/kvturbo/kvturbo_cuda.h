@@ -63,8 +63,8 @@ typedef struct kvt_cuda_encode_args {
 } kvt_cuda_encode_args;
 
 /* Other cells keep their contents. Calls that write distinct cells of one page may run at the same time.
- * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError
- * says why). */
+ * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC (also for codecs other than f16, hybrid, scalar43 and k4v3:
+ * they have no GPU kernels yet), _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError says why). */
 KVT_API kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream);
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -118,7 +118,8 @@ typedef struct kvt_cuda_attention {
   const float* key_scale; /* [n_kv_heads, head_dim_k], conditioned keys as in kvt_attention; NULL = none. Not for f16. */
   size_t key_scale_head_stride;
 
-  /* Exact rows: cells 0 .. n_exact - 1 are attended in fp16 instead of by their codes. As in kvt_attention; not for f16. */
+  /* Exact rows: cells 0 .. n_exact - 1 are attended in fp16 instead of by their codes. Keys are conditioned as the coded ones are (in
+   * kvt_attention they are raw). Not for f16. The newest cells (kvt_attention's n_recent) are not treated yet. */
   uint32_t n_exact;
   const uint16_t* exact_k; /* fp16 [n_streams, n_kv_heads, n_exact, head_dim_k], rows contiguous */
   size_t exact_k_head_stride, exact_k_stream_stride;

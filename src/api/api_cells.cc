@@ -22,6 +22,13 @@ bool is_storable_row(const kvt::SideLayout& layout, const float* x) {
 
 }  // namespace
 
+void kvt_internal::floats_to_halves(const kvt_codec* codec, const float* from, size_t n, uint16_t* to) {
+  codec->kernels->floats_to_halves(from, n, reinterpret_cast<uint8_t*>(to));
+}
+void kvt_internal::halves_to_floats(const kvt_codec* codec, const uint16_t* from, size_t n, float* to) {
+  codec->kernels->halves_to_floats(reinterpret_cast<const uint8_t*>(from), n, to);
+}
+
 void kvt_internal::encode_unchecked(const kvt_codec* codec, kvt_side side, const float* src, size_t src_stride, size_t n_rows,
                                     const int64_t* cells, void* pages, size_t page_stride) {
   const kvt::SideLayout& layout = codec->layout(side);

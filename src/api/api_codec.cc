@@ -1,5 +1,6 @@
 // Names, codec objects and sizes.
 #include <cstring>
+#include <iterator>
 #include <new>
 
 #include "api/codec_object.h"
@@ -7,8 +8,8 @@
 
 namespace {
 
-constexpr const char* kCodecNames[] = {"f16", "hybrid", "scalar43", "k4v3"};  // by kvt_codec_id
-constexpr int kCodecCount = 4;
+constexpr const char* kCodecNames[] = {"f16", "hybrid", "scalar43", "k4v3", "k3v3", "k3v2", "k2v2", "k8v4", "k8v3"};  // by kvt_codec_id
+constexpr int kCodecCount = static_cast<int>(std::size(kCodecNames));
 
 }  // namespace
 

@@ -11,6 +11,10 @@ namespace kvt_internal {
 void encode_unchecked(const kvt_codec* codec, kvt_side side, const float* src, size_t src_stride, size_t n_rows,
                       const int64_t* cells, void* pages, size_t page_stride);
 
+// fp32 <-> fp16 bits, rounded to nearest even; n: a multiple of 16.
+void floats_to_halves(const kvt_codec* codec, const float* from, size_t n, uint16_t* to);
+void halves_to_floats(const kvt_codec* codec, const uint16_t* from, size_t n, float* to);
+
 }  // namespace kvt_internal
 
 #endif

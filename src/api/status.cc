@@ -4,7 +4,7 @@ extern "C" const char* kvt_status_string(kvt_status status) {
   switch (status) {
     case KVT_OK: return "ok";
     case KVT_ERROR_INVALID_ARGUMENT: return "invalid argument: a null pointer, a zero count, a stride too small or a wrong struct_size";
-    case KVT_ERROR_UNKNOWN_CODEC: return "unknown codec: use f16, hybrid, scalar43 or k4v3";
+    case KVT_ERROR_UNKNOWN_CODEC: return "unknown codec: use f16, hybrid, scalar43, k4v3, k3v3, k3v2, k2v2, k8v4 or k8v3";
     case KVT_ERROR_HEAD_DIM: return "unsupported head dim: use 64, 80, 96, 112, 128, 192 or 256";
     case KVT_ERROR_CELL_RANGE: return "a cell index is negative";
     case KVT_ERROR_NOT_FINITE: return "a row to encode holds NaN or infinity";

@@ -11,45 +11,40 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numbers>
 
+#include "cpu/attend_exact.h"
+#include "cpu/attend_rows.h"
 #include "cpu/attend_scratch.h"
-#include "format/half.h"
+#include "cpu/expand_codes.h"
 #include "format/rotation_tables.h"
 
 namespace kvt::cpu {
 namespace {
 
-struct Half {
-  uint8_t bytes[2];  // fp16 in a page: no alignment
-};
-
 // How the nibbles of a key page become levels.
 enum class KeyKind { kScalar, kSigns, kTrellis };
-
-// The line `steps` before line c, the first of its trellis chain (format.md 4.4): a line of the same tile, its nibbles rotated once
-// for each time that the chain wraps from one nibble position to the next.
-struct ChainLine {
-  unsigned line;
-  unsigned rotate;  // bits, left, within 32-bit words
-};
-inline ChainLine line_before_chain(unsigned n_lines, unsigned c, unsigned steps) {
-  const unsigned n = (n_lines - c + 3) / 4;
-  unsigned i = 0, rotate = 0;
-  for (; i < steps; i += n) rotate += 4;
-  return {c + 4 * (i - steps), rotate};
-}
 
 // Vector kernels read trellis values in blocks of 64 dims; the rest lines of other head dims are left to plain loops.
 inline bool has_value_blocks_only(const SideLayout& value) { return !value.table->trellis || value.head_dim % 64 == 0; }
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+// Calls work.operator()<R>() with R = n, for 1 <= n <= kMax: kernels keep the sums of a constant number of rows in registers.
+template <unsigned kMax, class Work>
+inline void with_rows(unsigned n, Work work) {
+  if constexpr (kMax > 1) {
+    if (n < kMax) return with_rows<kMax - 1>(n, work);
+  }
+  work.template operator()<kMax>();
+}
 
-inline unsigned row_count(const AttendBlock& b) { return b.n_queries * b.n_group; }
-
-inline const float* query_row(const AttendBlock& b, unsigned row) {
-  return reinterpret_cast<const float*>(b.q + row / b.n_group * b.q_query_stride + row % b.n_group * b.q_head_stride);
+// The level at each index that nibbles yield: m_bits bits of which the code's bits m are the lowest, then for a trellis z1 and z0
+// (format.md 4.4). Entries repeat past n_levels, so that sign bits and other leftovers above an index do not matter.
+inline void fill_levels(const LevelTable& table, unsigned m_bits, int offset, uint8_t* levels) {
+  for (unsigned i = 0; i < 64; ++i) {
+    const unsigned m = i & ((1u << (table.bits - 1)) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
+    const unsigned index = table.trellis ? m << 2 | z1 << 1 | z0 : i & (table.n_levels() - 1);
+    levels[i] = static_cast<uint8_t>(table.levels[index] + offset);
+  }
 }
 
 // int8 image of a rotated query: q8 = round(v / unit), ties to even, with two bounds that keep every kernel exact in int16:
@@ -99,14 +94,6 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
       for (unsigned i = 0; i < d; ++i) v[i] *= b.key_scale[i];
     }
     const float poison = poison_of(v, d);
-    for (unsigned e = 0; e < b.n_exact; ++e) {
-      const uint8_t* k = b.exact_k + size_t{e} * d * 2;
-      alignas(64) float exact[kMaxHeadDim];
-      Isa::halves_to_floats(k, d, exact);
-      float dot = 0;
-      for (unsigned i = 0; i < d; ++i) dot += v[i] * exact[i];
-      s.exact_score[row * KVT_MAX_EXACT + e] = score_scale * dot;
-    }
     Isa::rotate_forward(kSignsRotation, d, v);  // sqrt(d) * R q
     int32_t sum;
     const float unit = quantise_query<true>(v, d, s.query + size_t{row} * d, &sum);
@@ -122,62 +109,56 @@ void prepare_code_queries(const AttendBlock& b, const CodeScratch& s) {
   }
 }
 
-// The accumulator holds sums of weight * level; finish_row multiplies R^T of it by step / d. So a value v counts as R v / step.
 template <class Isa>
-void prepare_exact_values(const AttendBlock& b, const CodeScratch& s) {
-  const unsigned d = b.value->head_dim;
-  for (unsigned e = 0; e < b.n_exact; ++e) {
-    float* v = s.exact_value + size_t{e} * d;
-    Isa::halves_to_floats(b.exact_v + size_t{e} * d * 2, d, v);
-    Isa::rotate_forward(kSignsRotation, d, v);
-    for (unsigned i = 0; i < d; ++i) v[i] /= b.value->table->step;
-  }
+void prepare_codes(const AttendBlock& b, const CodeScratch& s) {
+  fill_levels(*b.key->table, 3, kLevelOffset, s.key_levels);
+  fill_levels(*b.value->table, b.value->code_bits == 4 ? 3 : 2, 0, s.value_levels);
+  prepare_code_queries<Isa>(b, s);
 }
 
-// Additive masks of one page. Returns false if no row sees any cell of the page.
+// The codes of a page in a packing that the kernels read: the page itself, or what it expands to in scratch.
 template <class Isa>
-bool page_masks(const AttendBlock& b, unsigned first, unsigned n, float* mask) {
-  const unsigned rows = b.mask_head_stride != 0 ? row_count(b) : b.n_queries;
-  bool any = false;
-  for (unsigned i = 0; i < rows; ++i) {
-    float* to = mask + size_t{i} * 64;
-    if (b.mask == nullptr) {
-      for (unsigned t = 0; t < 64; ++t) to[t] = t < n ? 0.0f : kMinusInfinity;
-      any = any || n > 0;
-      continue;
+const uint8_t* readable_keys(const SideLayout& key, const uint8_t* page, uint8_t* scratch) {
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (key.code_bits < 4) {
+      expand_keys<Isa::kRegisterBytes>(key, page, scratch);
+      return scratch;
     }
-    const unsigned query = b.mask_head_stride != 0 ? i / b.n_group : i, head = b.mask_head_stride != 0 ? i % b.n_group : 0;
-    const uint8_t* from = b.mask + query * b.mask_query_stride + head * b.mask_head_stride + size_t{first} * 2;
-    any = Isa::load_mask(from, n, to) || any;
   }
-  return any;
+  return page;
 }
-
-inline const float* mask_of_row(const AttendBlock& b, const float* mask, unsigned row) {
-  return mask + size_t{b.mask_head_stride != 0 ? row : row / b.n_group} * 64;
-}
-
-inline float slope_of_row(const AttendBlock& b, unsigned row) { return b.slopes != nullptr ? b.slopes[row % b.n_group] : 1.0f; }
-
-inline void apply_softcap(float softcap, float* score) {
-  for (unsigned t = 0; t < 64; ++t) score[t] = softcap * std::tanh(score[t]);
-}
-
-inline void clear_state(const AttendBlock& b) {
-  for (unsigned row = 0; row < row_count(b); ++row) {
-    b.row_max[row] = kMinusInfinity;
-    b.row_sum[row] = 0;
+template <class Isa>
+const uint8_t* readable_values(const SideLayout& value, const uint8_t* page, uint8_t* scratch) {
+  if constexpr (Isa::kRegisterBytes != 0) {
+    if (value.code_bits == 2 && has_value_blocks_only(value)) {
+      expand_two_bit_values<Isa::kRegisterBytes>(value.head_dim, page, scratch);
+      return scratch;
+    }
   }
-  std::memset(b.acc, 0, size_t{row_count(b)} * b.value->head_dim * sizeof(float));
+  return page;
 }
 
-inline void add_exact_values(const AttendBlock& b, const CodeScratch& s, unsigned row) {
-  const unsigned d = b.value->head_dim;
-  float* acc = b.acc + size_t{row} * d;
-  for (unsigned e = 0; e < b.n_exact; ++e) {
-    const float p = s.exact_probability[row * KVT_MAX_EXACT + e];
-    if (p == 0.0f) continue;  // a removed cell, whatever its value
-    for (unsigned i = 0; i < d; ++i) acc[i] += p * s.exact_value[size_t{e} * d + i];
+// Weights of one page for all rows, waiting for its values.
+struct PageWeights {
+  const uint8_t* v_page;  // nullptr: nothing waits
+  const float* rescale;
+  const float* unit;
+  const uint8_t* weight;
+};
+
+template <class Isa>
+void add_values(const AttendBlock& b, const CodeScratch& code, const PageWeights& page) {
+  const unsigned rows = row_count(b), d = b.value->head_dim;
+  const bool direct = rows <= Isa::kDirectRows && has_value_blocks_only(*b.value) && b.value->code_bits != 4;
+  const uint8_t* planes = readable_values<Isa>(*b.value, page.v_page, code.value_planes);
+  if (!direct) Isa::unpack_values(*b.value, code.value_levels, planes, code.value);
+  for (unsigned row = 0; row < rows; row += 4) {
+    const unsigned block = rows - row < 4 ? rows - row : 4;
+    const uint8_t* weight = page.weight + size_t{row} * 64;
+    float* acc = b.acc + size_t{row} * d;
+    const float *rescale = page.rescale + row, *unit = page.unit + row;
+    direct ? Isa::accumulate_page(*b.value, code.value_levels, planes, weight, block, rescale, unit, acc)
+           : Isa::accumulate_values(code.value, weight, block, d, rescale, unit, acc);
   }
 }
 
@@ -186,31 +167,44 @@ void attend_codes(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
   const SoftmaxScratch soft(arena);
   const CodeScratch code(arena, b.key->head_dim, b.value->head_dim);
-  const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
-  prepare_code_queries<Isa>(b, code);
-  prepare_exact_values<Isa>(b, code);
+  const unsigned rows = row_count(b), d_k = b.key->head_dim;
   clear_state(b);
+  const ExactCells exact(b, arena);
+  if (b.takes_exact) attend_exact<Isa>(b, exact, soft, HalfScratch(arena, d_k, b.value->head_dim));
+  // The values of a page are added after the softmax of the next one, a long chain of dependent operations: the sums run in its
+  // shadow.
+  PageWeights waiting{};
+  unsigned slot = 0;
+  bool is_prepared = false;  // at short depth all cells may be exact
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
+    if (exact.touches_page(first) && !exact.leave_out(first, soft.mask)) continue;
+    if (!is_prepared) prepare_codes<Isa>(b, code);
+    is_prepared = true;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
+    float *rescale = soft.rescale + slot * kMaxRows, *weight_unit = soft.weight_unit + slot * kMaxRows;
+    uint8_t* weights = soft.weight + size_t{slot} * kMaxRows * 64;
     Isa::prefetch_page(k_page + b.k_page_stride, b.key->page_bytes);
     Isa::halves_to_floats(k_page + b.key->norm_offset, kPageTokens, soft.key_norm);
     if (b.key->has_residual) Isa::halves_to_floats(k_page + b.key->residual_offset, kPageTokens, soft.residual);
     Isa::halves_to_floats(v_page + b.value->norm_offset, kPageTokens, soft.value_norm);
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
-    const bool direct = rows <= Isa::kDirectRows;
-    if (!direct) Isa::unpack_keys(*b.key, k_page, code.key, code.sign);
+    // Bytes are levels in the order of the scratch: nothing to unpack.
+    const bool bytes = b.key->code_bits == 8, direct = rows <= Isa::kDirectRows && !bytes;
+    const uint8_t *planes = readable_keys<Isa>(*b.key, k_page, code.key_planes), *key = bytes ? k_page : code.key;
+    if (!direct && !bytes) Isa::unpack_keys(*b.key, code.key_levels, planes, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const int8_t *query = code.query + size_t{row} * d_k, *sketch_query = code.sketch_query + size_t{row} * d_k;
       if (direct) {
-        Isa::dot_page(*b.key, k_page, query, sketch_query, block, code.sum, code.sum + 4 * 64);
+        Isa::dot_page(*b.key, code.key_levels, planes, query, sketch_query, block, code.sum, code.sum + 4 * 64);
       } else {
-        Isa::dot_keys(code.key, query, block, d_k, code.sum);
+        Isa::dot_keys(key, query, block, d_k, code.sum);
         if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
       }
+      float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
         float* score = soft.score + size_t{i} * 64;
@@ -218,73 +212,21 @@ void attend_codes(const AttendBlock& b) {
         if (b.key->has_residual) {
           Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
         }
-        const unsigned n_exact = first == 0 ? b.n_exact : 0;
-        std::memcpy(score, code.exact_score + r * KVT_MAX_EXACT, n_exact * sizeof(float));
         if (b.softcap > 0) apply_softcap(b.softcap, score);
-        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], score);
-        std::memcpy(code.exact_probability + r * KVT_MAX_EXACT, score, n_exact * sizeof(float));
-        std::memset(score, 0, n_exact * sizeof(float));
-        soft.weight_unit[r] = Isa::quantise_weights(score, soft.value_norm, soft.weight + size_t{r} * 64);
+        new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
+      }
+      exp_rows<Isa>(b, row, block, new_max, soft.score, soft.score, rescale);
+      for (unsigned i = 0; i < block; ++i) {
+        const unsigned r = row + i;
+        weight_unit[r] = Isa::quantise_weights(soft.score + size_t{i} * 64, soft.value_norm, weights + size_t{r} * 64);
       }
     }
     Isa::prefetch_page(v_page + b.v_page_stride, b.value->page_bytes);
-    const bool direct_values = direct && has_value_blocks_only(*b.value);
-    if (!direct_values) Isa::unpack_values(*b.value, v_page, code.value);
-    for (unsigned row = 0; row < rows; row += 4) {
-      const unsigned block = rows - row < 4 ? rows - row : 4;
-      const uint8_t* weight = soft.weight + size_t{row} * 64;
-      const float *rescale = soft.rescale + row, *unit = soft.weight_unit + row;
-      float* acc = b.acc + size_t{row} * d_v;
-      direct_values ? Isa::accumulate_page(*b.value, v_page, weight, block, rescale, unit, acc)
-                    : Isa::accumulate_values(code.value, weight, block, d_v, rescale, unit, acc);
-    }
-    for (unsigned row = 0; first == 0 && b.n_exact > 0 && row < rows; ++row) add_exact_values(b, code, row);
+    if (waiting.v_page != nullptr) add_values<Isa>(b, code, waiting);
+    waiting = {v_page, rescale, weight_unit, weights};
+    slot ^= 1;
   }
-}
-
-template <class Isa>
-void attend_halves(const AttendBlock& b) {
-  ScratchArena arena(b.scratch);
-  const SoftmaxScratch soft(arena);
-  const HalfScratch half(arena, b.key->head_dim, b.value->head_dim);
-  const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
-  const float score_scale = b.softcap > 0 ? b.scale / b.softcap : b.scale;
-  for (unsigned row = 0; row < rows; ++row) {
-    const float* q = query_row(b, row);
-    for (unsigned i = 0; i < d_k; ++i) half.query[size_t{row} * d_k + i] = q[i] * score_scale;
-  }
-  clear_state(b);
-  for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
-    const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
-    if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
-    const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
-    const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
-    // Few rows read the fp16 rows as they are; many rows share one conversion.
-    const bool direct = rows <= 4;
-    if (!direct) Isa::halves_to_floats(k_page, size_t{n} * d_k, half.key);
-    for (unsigned row = 0; row < rows; row += 4) {
-      const unsigned block = rows - row < 4 ? rows - row : 4;
-      const float* query = half.query + size_t{row} * d_k;
-      direct ? Isa::dot_rows(reinterpret_cast<const Half*>(k_page), n, query, block, d_k, soft.score)
-             : Isa::dot_rows(half.key, n, query, block, d_k, soft.score);
-      for (unsigned i = 0; i < block; ++i) {
-        const unsigned r = row + i;
-        float* score = soft.score + size_t{i} * 64;
-        if (b.softcap > 0) apply_softcap(b.softcap, score);
-        Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), score);
-        soft.rescale[r] = Isa::softmax(score, &b.row_max[r], &b.row_sum[r], soft.probability + size_t{r} * 64);
-      }
-    }
-    if (!direct) Isa::halves_to_floats(v_page, size_t{n} * d_v, half.value);
-    for (unsigned row = 0; row < rows; row += 4) {
-      const unsigned block = rows - row < 4 ? rows - row : 4;
-      const float* probability = soft.probability + size_t{row} * 64;
-      float* acc = b.acc + size_t{row} * d_v;
-      direct ? Isa::accumulate_rows(reinterpret_cast<const Half*>(v_page), n, probability, block, d_v, soft.rescale + row, acc)
-             : Isa::accumulate_rows(half.value, n, probability, block, d_v, soft.rescale + row, acc);
-    }
-  }
+  if (waiting.v_page != nullptr) add_values<Isa>(b, code, waiting);
 }
 
 template <class Isa>
@@ -301,6 +243,11 @@ void finish_row(const SideLayout& value, float* acc, float denominator, float* o
     Isa::rotate_backward(kSignsRotation, d, acc);
   }
   for (unsigned i = 0; i < d; ++i) out[i] = acc[i] * factor;
+}
+
+template <class Isa>
+constexpr KernelTable make_table(const char* name) {
+  return {name, Isa::encode_row, Isa::floats_to_halves, Isa::halves_to_floats, attend<Isa>, finish_row<Isa>};
 }
 
 }  // namespace

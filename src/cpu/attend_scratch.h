@@ -31,9 +31,9 @@ struct SoftmaxScratch {
   float* value_norm;   // [64]
   float* score;        // [4][64] of the rows in flight
   float* probability;  // [kMaxRows][64], f16 only
-  float* rescale;      // [kMaxRows] factor of the old accumulator
-  float* weight_unit;  // [kMaxRows] value of one weight step
-  uint8_t* weight;     // [kMaxRows][64] softmax weight * value norm, 0..127
+  float* rescale;      // [2][kMaxRows] factor of the old accumulator; codes keep two pages in flight
+  float* weight_unit;  // [2][kMaxRows] value of one weight step
+  uint8_t* weight;     // [2][kMaxRows][64] softmax weight * value norm, 0..127
 
   explicit SoftmaxScratch(ScratchArena& arena)
       : mask(arena.take<float>(size_t{kMaxRows} * 64)),
@@ -42,13 +42,17 @@ struct SoftmaxScratch {
         value_norm(arena.take<float>(64)),
         score(arena.take<float>(4 * 64)),
         probability(arena.take<float>(size_t{kMaxRows} * 64)),
-        rescale(arena.take<float>(kMaxRows)),
-        weight_unit(arena.take<float>(kMaxRows)),
-        weight(arena.take<uint8_t>(size_t{kMaxRows} * 64)) {}
+        rescale(arena.take<float>(size_t{2} * kMaxRows)),
+        weight_unit(arena.take<float>(size_t{2} * kMaxRows)),
+        weight(arena.take<uint8_t>(size_t{2} * kMaxRows * 64)) {}
 };
 
 // Compressed codecs: everything is int8.
 struct CodeScratch {
+  uint8_t* key_planes;    // [4 tiles][head_dim_k / 8][64] a page of 2- or 3-bit keys as nibbles
+  uint8_t* value_planes;  // a page of 2-bit values in the 3-bit packing, at most half a byte a value
+  uint8_t* key_levels;    // [64] level + kLevelOffset at each index that nibbles yield (fill_levels)
+  uint8_t* value_levels;  // [64] level, two's complement
   int8_t* query;          // [kMaxRows][head_dim_k] R q / unit
   int8_t* sketch_query;   // [kMaxRows][head_dim_k] S R q / unit
   float* query_factor;    // [kMaxRows] score = query_factor * norm * sum
@@ -59,12 +63,13 @@ struct CodeScratch {
   uint8_t* sign;          // the same order, 1 = negative
   int8_t* value;          // [16 quads][head_dim_v][4 tokens] level
   int32_t* sum;           // [2][4][64] integer scores of the rows in flight
-  float* exact_score;        // [kMaxRows][KVT_MAX_EXACT]
-  float* exact_probability;  // [kMaxRows][KVT_MAX_EXACT]
-  float* exact_value;        // [KVT_MAX_EXACT][head_dim_v] rotated, in units of acc
 
   CodeScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
-      : query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
+      : key_planes(arena.take<uint8_t>(size_t{32} * d_k)),
+        value_planes(arena.take<uint8_t>(size_t{32} * d_v)),
+        key_levels(arena.take<uint8_t>(64)),
+        value_levels(arena.take<uint8_t>(64)),
+        query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
         sketch_query(arena.take<int8_t>(size_t{kMaxRows} * d_k)),
         query_factor(arena.take<float>(kMaxRows)),
         sketch_factor(arena.take<float>(kMaxRows)),
@@ -73,22 +78,30 @@ struct CodeScratch {
         key(arena.take<uint8_t>(size_t{64} * d_k)),
         sign(arena.take<uint8_t>(size_t{64} * d_k)),
         value(arena.take<int8_t>(size_t{64} * d_v)),
-        sum(arena.take<int32_t>(2 * 4 * 64)),
-        exact_score(arena.take<float>(size_t{kMaxRows} * KVT_MAX_EXACT)),
-        exact_probability(arena.take<float>(size_t{kMaxRows} * KVT_MAX_EXACT)),
-        exact_value(arena.take<float>(size_t{KVT_MAX_EXACT} * d_v)) {}
+        sum(arena.take<int32_t>(2 * 4 * 64)) {}
 };
 
-// f16: everything is fp32.
+// fp16 rows: the codec f16, and exact rows beside codes. Everything is fp32.
 struct HalfScratch {
-  float* query;  // [kMaxRows][head_dim_k], scaled
-  float* key;    // [64][head_dim_k]
-  float* value;  // [64][head_dim_v]
+  float* query;   // [kMaxRows][head_dim_k], scaled
+  float* offset;  // [kMaxRows] added to scores
+  uint8_t* key_rows;    // [64][head_dim_k] fp16, of exact rows that are not one after another
+  uint8_t* value_rows;  // [64][head_dim_v]
 
   HalfScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
       : query(arena.take<float>(size_t{kMaxRows} * d_k)),
-        key(arena.take<float>(size_t{64} * d_k)),
-        value(arena.take<float>(size_t{64} * d_v)) {}
+        offset(arena.take<float>(kMaxRows)),
+        key_rows(arena.take<uint8_t>(size_t{64} * d_k * 2)),
+        value_rows(arena.take<uint8_t>(size_t{64} * d_v * 2)) {}
+};
+
+// Which of the newest cells each mask row attends exactly.
+struct WindowScratch {
+  uint32_t* entry;  // [kMaxRows][KVT_MAX_RECENT] indices into recent_cells, newest first
+  uint32_t* count;  // [kMaxRows]
+
+  explicit WindowScratch(ScratchArena& arena)
+      : entry(arena.take<uint32_t>(size_t{kMaxRows} * KVT_MAX_RECENT)), count(arena.take<uint32_t>(kMaxRows)) {}
 };
 
 inline constexpr int kLevelOffset = 64;  // makes levels unsigned for the u8 x s8 products

@@ -68,6 +68,11 @@ struct State {
   State(uint8_t* at, unsigned rows) : row_max(reinterpret_cast<float*>(at)), row_sum(row_max + rows), acc(row_sum + rows) {}
 };
 
+template <class T>
+const T* at(const void* base, size_t bytes) {
+  return reinterpret_cast<const T*>(static_cast<const uint8_t*>(base) + bytes);
+}
+
 void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, unsigned end_page, const State& state, uint8_t* scratch) {
   const kvt_attention& a = *call.args;
   AttendBlock block{};
@@ -96,12 +101,23 @@ void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, 
   block.scale = a.scale;
   block.softcap = a.logit_softcap;
   if (a.key_scale != nullptr) {
-    block.key_scale = reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(a.key_scale) + unit.head * a.key_scale_head_stride);
+    block.key_scale = at<float>(a.key_scale, unit.head * a.key_conditioning_head_stride);
   }
-  if (first_page == 0 && a.n_exact > 0) {
+  if (a.key_mean != nullptr) block.key_mean = at<float>(a.key_mean, unit.head * a.key_conditioning_head_stride);
+  block.takes_exact = first_page == 0;
+  block.n_cells = a.n_cells;
+  if (a.n_exact > 0) {
     block.n_exact = a.n_exact;
-    block.exact_k = reinterpret_cast<const uint8_t*>(a.exact_k) + unit.stream * a.exact_k_stream_stride + unit.head * a.exact_k_head_stride;
-    block.exact_v = reinterpret_cast<const uint8_t*>(a.exact_v) + unit.stream * a.exact_v_stream_stride + unit.head * a.exact_v_head_stride;
+    block.exact_k = at<uint8_t>(a.exact_k, unit.stream * a.exact_k_stream_stride + unit.head * a.exact_k_head_stride);
+    block.exact_v = at<uint8_t>(a.exact_v, unit.stream * a.exact_v_stream_stride + unit.head * a.exact_v_head_stride);
+  }
+  if (a.n_recent > 0) {
+    block.n_recent = a.n_recent;
+    block.recent_window = a.recent_window;
+    block.recent_own = std::min(a.recent_own, a.n_recent - 1) + unit.first_query;
+    block.recent_cells = at<int32_t>(a.recent_cells, unit.stream * a.recent_cells_stream_stride);
+    block.recent_k = at<uint8_t>(a.recent_k, unit.stream * a.recent_k_stream_stride + unit.head * a.recent_k_head_stride);
+    block.recent_v = at<uint8_t>(a.recent_v, unit.stream * a.recent_v_stream_stride + unit.head * a.recent_v_head_stride);
   }
   block.row_max = state.row_max;
   block.row_sum = state.row_sum;

@@ -1,7 +1,7 @@
-// Encoder and rotation in vectors of N floats: the bytes of reference::encode_row for any N, since each fp32 operation happens on
-// the same operands in the same order (format.md section 5); only lanes run side by side.
-// Included by kernels_<isa>.cc; internal linkage for the reason given in attend_loop.h. Uses the GCC/clang vector extensions, so
-// one text serves every instruction set.
+// Encoder and rotation in vectors of N floats: the bytes of reference::encode_row for any N, since each fp32 operation happens
+// on the same operands in the same order (format.md section 5); only lanes run side by side. Included by kernels_<isa>.cc;
+// internal linkage for the reason given in attend_loop.h. Uses the GCC/clang vector extensions, so one text serves every
+// instruction set.
 #ifndef KVT_CPU_ENCODE_VECTOR_H
 #define KVT_CPU_ENCODE_VECTOR_H
 
@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "cpu/trellis_vector.h"
+#include "cpu/write_codes.h"
 #include "format/half.h"
 #include "format/page_layout.h"
 #include "format/rotation_tables.h"
@@ -54,6 +55,15 @@ class VectorCoder {
     transform(d, x);
     flip(masks_of(signs), d, x);
     write_row(x, d, v);
+  }
+
+  static void floats_to_halves(const float* from, size_t n, uint8_t* to) {
+    for (size_t i = 0; i < n; i += N) {
+      I bits;
+      std::memcpy(&bits, from + i, sizeof bits);
+      const I nan = (bits & 0x7fffffff) > 0x7f800000;  // hardware keeps a NaN's payload, format/half.h does not
+      store_halves(reinterpret_cast<F>(nan ? (bits & static_cast<int32_t>(0x80000000u)) | 0x7fc00000 : bits), to + 2 * i);
+    }
   }
 
   static void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
@@ -135,7 +145,8 @@ class VectorCoder {
     return sum[0];
   }
 
-  static void store_half(uint8_t* to, uint16_t h) { std::memcpy(to, &h, sizeof h); }  // little-endian machines only use this file
+  // Little-endian, as all machines that use this file.
+  static void store_half(uint8_t* to, uint16_t h) { std::memcpy(to, &h, sizeof h); }
   static uint16_t stored_norm(float n) { return float_to_half(n < kHalfMax ? n : kHalfMax); }
 
   // Codes of y and their values, by comparison with every threshold.
@@ -174,6 +185,49 @@ class VectorCoder {
     search_vector<N == 16 ? 16 : 8>(table, chains, choices, codes, values);
     read_row(values, layout.head_dim, quantised);
   }
+  static void quantise_trellis(const SideLayout& layout, const LevelTable& table, const F* y, uint8_t* codes, F* quantised) {
+    switch (table.bits) {
+      case 2:
+        return quantise_trellis<2>(layout, table, y, codes, quantised);
+      case 3:
+        return quantise_trellis<3>(layout, table, y, codes, quantised);
+      default:
+        return quantise_trellis<4>(layout, table, y, codes, quantised);
+    }
+  }
+  // The best of several scales (format.md section 5, step 4).
+  static void quantise_best_scale(const SideLayout& layout, const LevelTable& table, const F* y, uint8_t* codes, F* quantised) {
+    const unsigned d = layout.head_dim;
+    float best = -1;
+    for (unsigned i = 0; i < kTrellisScales; ++i) {
+      F scaled[kMaxVectors], tried_quantised[kMaxVectors];
+      alignas(64) uint8_t tried[kMaxHeadDim];
+      for (unsigned j = 0; j < d / N; ++j) scaled[j] = layout.scales[i] * y[j];
+      quantise_trellis(layout, table, scaled, tried, tried_quantised);
+      const float along = ordered_dot(y, tried_quantised, d);
+      const float merit = along * along / ordered_dot(tried_quantised, tried_quantised, d);
+      if (merit <= best) continue;
+      best = merit;
+      std::memcpy(codes, tried, d);
+      std::memcpy(quantised, tried_quantised, d * sizeof(float));
+    }
+  }
+  static void quantise_uniform(const LevelTable& table, unsigned n_vectors, const F* y, uint8_t* codes, F* quantised) {
+    F magnitudes = {};
+    for (unsigned i = 0; i < n_vectors; ++i) {
+      const F magnitude = reinterpret_cast<F>(reinterpret_cast<I>(y[i]) & 0x7fffffff);
+      magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
+    }
+    float largest = 0;
+    for (unsigned l = 0; l < N; ++l) largest = magnitudes[l] > largest ? magnitudes[l] : largest;
+    const float scale = static_cast<float>(kUniform7Largest) / largest;
+    const F to_integer = F{} + 0x1.8p23f;  // added and subtracted: rounds to an integer, ties to even
+    for (unsigned i = 0; i < n_vectors; ++i) {
+      const F level = (y[i] * scale + to_integer) - to_integer;
+      narrow(__builtin_convertvector(level, I) + 64, codes + i * N);
+      quantised[i] = table.step * level;
+    }
+  }
   static void narrow(I code, uint8_t* to) {
     typedef uint8_t B __attribute__((vector_size(N)));
     const B bytes = __builtin_convertvector(code, B);
@@ -195,10 +249,15 @@ class VectorCoder {
       transform(d, x);
       const float inverse = 1.0f / n;
       for (unsigned i = 0; i < n_vectors; ++i) x[i] *= inverse;
-      if (table.trellis) {
-        table.bits == 3 ? quantise_trellis<3>(layout, table, x, codes, quantised) : quantise_trellis<4>(layout, table, x, codes, quantised);
+      if (layout.scales != nullptr) {
+        quantise_best_scale(layout, table, x, codes, quantised);
+      } else if (table.trellis) {
+        quantise_trellis(layout, table, x, codes, quantised);
+      } else if (layout.code_bits == 8) {
+        quantise_uniform(table, n_vectors, x, codes, quantised);
       } else {
-        table.bits == 3 ? quantise_scalar<3>(table, n_vectors, x, codes, quantised) : quantise_scalar<4>(table, n_vectors, x, codes, quantised);
+        table.bits == 3 ? quantise_scalar<3>(table, n_vectors, x, codes, quantised)
+                        : quantise_scalar<4>(table, n_vectors, x, codes, quantised);
       }
       if (layout.codec == KVT_CODEC_HYBRID) {
         norm = stored_norm(n);
@@ -221,42 +280,20 @@ class VectorCoder {
     }
     store_half(page + layout.norm_offset + 2 * size_t{slot}, norm);
     if (layout.has_residual) store_half(page + layout.residual_offset + 2 * size_t{slot}, residual);
-    layout.side == KVT_KEY ? write_key(d, codes, page, slot) : write_value(d, codes, page, slot);
-  }
-
-  static void write_key(unsigned d, const uint8_t* codes, uint8_t* page, unsigned slot) {
-    uint8_t* word = page + key_code_offset(d, slot, 0, 0);
-    for (unsigned u = 0; u < d / 8; ++u, word += 64) {
-      uint32_t low, high;
-      std::memcpy(&low, codes + 8 * u, 4);
-      std::memcpy(&high, codes + 8 * u + 4, 4);
-      const uint32_t packed = low | high << 4;
-      std::memcpy(word, &packed, 4);
-    }
-  }
-
-  static void write_value(unsigned d, const uint8_t* codes, uint8_t* page, unsigned slot) {
-    const ValuePlanes planes(d);
-    const ValueSlot at(slot);
-    uint8_t* group = page + at.group * planes.group_bytes() + at.offset;
-    const auto keep = static_cast<uint8_t>(0xf0u >> at.shift);
-    auto write = [&](uint8_t* line, const uint8_t* nibbles) {
-      for (unsigned w = 0; w < 16; ++w) line[4 * w] = static_cast<uint8_t>((line[4 * w] & keep) | nibbles[w] << at.shift);
-    };
-    for (unsigned h = 0; h < planes.blocks; ++h) {
-      const uint8_t* block = codes + 64 * h;
-      for (unsigned k = 0; k < 3; ++k) {
-        uint8_t nibbles[16];
-        for (unsigned w = 0; w < 16; ++w) nibbles[w] = static_cast<uint8_t>(block[16 * k + w] | (block[48 + w] >> k & 1) << 3);
-        write(group + planes.line(k, h), nibbles);
-      }
-    }
-    for (unsigned j = 0; j < planes.rest; ++j) write(group + planes.rest_line(j), codes + 64 * planes.blocks + 16 * j);
+    layout.side == KVT_KEY ? write_key_codes(layout, codes, page, slot) : write_value_codes(layout, codes, page, slot);
   }
 
   static void encode_f16(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
-    uint8_t* row = page + size_t{slot} * layout.head_dim * 2;
-    for (unsigned i = 0; i < layout.head_dim; ++i) store_half(row + 2 * i, float_to_half(x[i]));
+    floats_to_halves(x, layout.head_dim, page + size_t{slot} * layout.head_dim * 2);
+  }
+  static void store_halves(F x, uint8_t* to) {
+#if defined(__AVX512F__)
+    if constexpr (N == 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    if constexpr (N == 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    if constexpr (N == 4) vst1_u8(to, vreinterpret_u8_f16(vcvt_f16_f32(x)));
+#endif
   }
 };
 

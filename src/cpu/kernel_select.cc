@@ -20,6 +20,9 @@ void for_each_candidate(Visitor visit) {
 #ifdef KVT_HAVE_AVX512
   visit(Candidate{&kKernelsAvx512, features.avx512});
 #endif
+#ifdef KVT_HAVE_AVXVNNI
+  visit(Candidate{&kKernelsAvxVnni, features.avxvnni});
+#endif
 #ifdef KVT_HAVE_AVX2
   visit(Candidate{&kKernelsAvx2, features.avx2});
 #endif

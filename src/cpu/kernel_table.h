@@ -34,9 +34,18 @@ struct AttendBlock {
   float scale, softcap;
 
   const float* key_scale;  // [head_dim_k] or nullptr
-  unsigned n_exact;        // cells below this are attended through the fp16 rows; 0 if first_cell > 0
+  const float* key_mean;   // [head_dim_k] or nullptr
+
+  // Cells that are attended through fp16 rows (kvt_attention): every pass leaves their codes out, one pass takes their rows.
+  bool takes_exact;
+  unsigned n_cells;        // of the stream
+  unsigned n_exact;
   const uint8_t* exact_k;  // [n_exact][head_dim_k] fp16
   const uint8_t* exact_v;  // [n_exact][head_dim_v] fp16
+  unsigned n_recent, recent_window, recent_own;  // recent_own: entry of the block's first query
+  const int32_t* recent_cells;
+  const uint8_t* recent_k;  // [n_recent][head_dim_k] fp16
+  const uint8_t* recent_v;
 
   // Running state of the online softmax, written from scratch by each pass.
   float* row_max;  // [n_rows], -inf if no cell was seen
@@ -53,6 +62,9 @@ struct KernelTable {
   const char* name;
   // Writes row x [head_dim] to a slot: the bytes of reference::encode_row.
   void (*encode_row)(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot);
+  // fp32 <-> fp16, nearest even; n: a multiple of 16.
+  void (*floats_to_halves)(const float* from, size_t n, uint8_t* to);
+  void (*halves_to_floats)(const uint8_t* from, size_t n, float* to);
   // Fills the state of a block.
   void (*attend)(const AttendBlock& block);
   // out[head_dim] <- (1 / denominator) * R^T acc, scaled to values; acc is overwritten.
@@ -62,6 +74,9 @@ struct KernelTable {
 extern const KernelTable kKernelsScalar;
 #ifdef KVT_HAVE_AVX2
 extern const KernelTable kKernelsAvx2;
+#endif
+#ifdef KVT_HAVE_AVXVNNI
+extern const KernelTable kKernelsAvxVnni;
 #endif
 #ifdef KVT_HAVE_AVX512
 extern const KernelTable kKernelsAvx512;

@@ -31,6 +31,7 @@ inline __m512 exp_negative(__m512 x) {
 
 struct Avx512 : VectorCoder<16> {
   static constexpr unsigned kDirectRows = 4;
+  static constexpr unsigned kRegisterBytes = 64;
 
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(page + i), _MM_HINT_T0);
@@ -55,22 +56,6 @@ struct Avx512 : VectorCoder<16> {
     return any != 0;
   }
 
-  // 64 table bytes: the entry of index n at every position whose low bits are n, so that unused index bits do not matter.
-  static __m512i permute_table(const LevelTable& table, int offset) {
-    alignas(64) int8_t bytes[64];
-    for (unsigned i = 0; i < 64; ++i) bytes[i] = static_cast<int8_t>(table.levels[i & (table.n_levels() - 1)] + offset);
-    return load(bytes);
-  }
-  // Trellis: index bits m (bits - 1 of them), z1, z0 from low to high, as the nibbles yield them.
-  static __m512i permute_trellis_table(const LevelTable& table, int offset) {
-    alignas(64) int8_t bytes[64];
-    const unsigned m_bits = table.bits - 1;
-    for (unsigned i = 0; i < 64; ++i) {
-      const unsigned m = i & ((1u << m_bits) - 1), z1 = i >> m_bits & 1, z0 = i >> (m_bits + 1) & 1;
-      bytes[i] = static_cast<int8_t>(table.levels[m << 2 | z1 << 1 | z0] + offset);
-    }
-    return load(bytes);
-  }
   static __m512i select(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
 
   // The two index vectors of a key line: dims 8u..8u+3 (low) and 8u+4..8u+7 (high) of 16 tokens.
@@ -79,7 +64,7 @@ struct Avx512 : VectorCoder<16> {
   };
   // Calls visit(u, KeyIndex[T]) for each line u of T consecutive tiles; trellis lines come chain by chain.
   template <KeyKind kKind, unsigned T, class Visit>
-  static void for_each_key_line(const uint8_t* tiles, unsigned n_lines, Visit visit) {
+  [[gnu::always_inline]] static void for_each_key_line(const uint8_t* tiles, unsigned n_lines, Visit visit) {
     const size_t tile_bytes = size_t{n_lines} * 64;
     KeyIndex index[T];
     if constexpr (kKind != KeyKind::kTrellis) {
@@ -94,12 +79,13 @@ struct Avx512 : VectorCoder<16> {
     }
     const __m512i trellis_bit = _mm512_set1_epi8(static_cast<char>(0x88)), nibble = _mm512_set1_epi8(0x0f);
     for (unsigned c = 0; c < 4; ++c) {
-      __m512i before[3][T];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        for (unsigned j = 0; j < T; ++j) {
-          before[back][j] = _mm512_rolv_epi32(load(tiles + j * tile_bytes + at.line * 64), _mm512_set1_epi32(static_cast<int>(at.rotate)));
-        }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      __m512i before[3][T];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      for (unsigned j = 0; j < T; ++j) {
+        const uint8_t* line = tiles + j * tile_bytes + last * 64;
+        before[0][j] = _mm512_rol_epi32(load(line), 4);
+        before[1][j] = _mm512_rol_epi32(load(line - 256), 4);
+        before[2][j] = _mm512_rol_epi32(last >= 8 ? load(line - 512) : before[0][j], 4);
       }
       for (unsigned u = c; u < n_lines; u += 4) {
         for (unsigned j = 0; j < T; ++j) {
@@ -116,16 +102,12 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static __m512i key_table(const LevelTable& table) {
-    return table.trellis ? permute_trellis_table(table, kLevelOffset) : permute_table(table, kLevelOffset);
-  }
-
   template <KeyKind kKind>
-  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const __m512i table = key_table(*layout.table), one = _mm512_set1_epi8(1);
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const __m512i table = load(levels), one = _mm512_set1_epi8(1);
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned tile = 0; tile < 4; ++tile) {
-      for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
+      for_each_key_line<kKind, 1>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) __attribute__((always_inline)) {
         const size_t to = (size_t{tile} * n_lines + u) * 128;
         store(key + to, _mm512_permutexvar_epi8(index->low, table));
         store(key + to + 64, _mm512_permutexvar_epi8(index->high, table));
@@ -136,10 +118,10 @@ struct Avx512 : VectorCoder<16> {
       });
     }
   }
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
-    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
-                             : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
+  static void unpack_keys(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis    ? unpack_keys_kind<KeyKind::kTrellis>(layout, levels, page, key, sign)
+    : layout.has_residual    ? unpack_keys_kind<KeyKind::kSigns>(layout, levels, page, key, sign)
+                             : unpack_keys_kind<KeyKind::kScalar>(layout, levels, page, key, sign);
   }
 
   // R rows x T tiles of 16 tokens: R * T accumulators hide the latency of vpdpbusd. 2 d / 128 a row and token.
@@ -162,29 +144,24 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
-    switch (n_rows) {
-      case 1: return dot_block<1, 4>(key, query, d, sum);
-      case 2: return dot_block<2, 4>(key, query, d, sum);
-      case 3: return dot_block<3, 4>(key, query, d, sum);
-      default: return dot_block<4, 4>(key, query, d, sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_block<R, 4>(key, query, d, sum); });
   }
   static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
     dot_keys(sign, query, n_rows, d, sum);
   }
 
-  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 or 128 each, and are shifted down at the end.
+  // The same sums straight from the page. Signs stay where they are in the nibbles, 8 each, and are shifted down at the end.
   // Each line of 16 tokens x 8 dims: 1 shift, 2 look-ups, 2 products a row; with signs 2 ands and 2 products a row more.
   template <unsigned R, unsigned T, KeyKind kKind>
-  static void dot_page_block(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+  static void dot_page_block(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
                              int32_t* sign_sum) {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
     const unsigned d = layout.head_dim, n_lines = d / 8;
-    const __m512i table = key_table(*layout.table);
-    const __m512i low_sign = _mm512_set1_epi8(0x08), high_sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    const __m512i table = load(levels);
+    const __m512i sign = _mm512_set1_epi8(0x08);
     for (unsigned tile = 0; tile < 4; tile += T) {
-      __m512i total[R][T] = {}, low_total[R][T] = {}, high_total[R][T] = {};
-      for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) {
+      __m512i total[R][T] = {}, sign_total[R][T] = {};
+      for_each_key_line<kKind, T>(page + size_t{tile} * n_lines * 64, n_lines, [&](unsigned u, const KeyIndex* index) __attribute__((always_inline)) {
         for (unsigned j = 0; j < T; ++j) {
           const __m512i low = _mm512_permutexvar_epi8(index[j].low, table), high = _mm512_permutexvar_epi8(index[j].high, table);
           for (unsigned r = 0; r < R; ++r) {
@@ -193,8 +170,8 @@ struct Avx512 : VectorCoder<16> {
             total[r][j] = _mm512_dpbusd_epi32(total[r][j], high, broadcast_word(q + 4));
             if constexpr (kSigns) {
               const int8_t* s = sketch_query + size_t{r} * d + 8 * u;
-              low_total[r][j] = _mm512_dpbusd_epi32(low_total[r][j], _mm512_and_si512(index[j].low, low_sign), broadcast_word(s));
-              high_total[r][j] = _mm512_dpbusd_epi32(high_total[r][j], _mm512_and_si512(index[j].low, high_sign), broadcast_word(s + 4));
+              sign_total[r][j] = _mm512_dpbusd_epi32(sign_total[r][j], _mm512_and_si512(index[j].low, sign), broadcast_word(s));
+              sign_total[r][j] = _mm512_dpbusd_epi32(sign_total[r][j], _mm512_and_si512(index[j].high, sign), broadcast_word(s + 4));
             }
           }
         }
@@ -204,27 +181,22 @@ struct Avx512 : VectorCoder<16> {
           const size_t to = r * 64 + (tile + j) * 16;
           store(sum + to, total[r][j]);
           if constexpr (kSigns) {
-            store(sign_sum + to, _mm512_add_epi32(_mm512_srai_epi32(low_total[r][j], 3), _mm512_srai_epi32(high_total[r][j], 7)));
+            store(sign_sum + to, _mm512_srai_epi32(sign_total[r][j], 3));
           }
         }
       }
     }
   }
   template <KeyKind kKind>
-  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
-    switch (n_rows) {
-      case 1: return dot_page_block<1, 4, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 2: return dot_page_block<2, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 3: return dot_page_block<3, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      default: return dot_page_block<4, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? 4 : 2, kKind>(layout, levels, page, query, sketch_query, sum, sign_sum); });
   }
-  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+  static void dot_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-                          : dot_page_rows<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
+    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_rows<KeyKind::kScalar>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -242,31 +214,28 @@ struct Avx512 : VectorCoder<16> {
       _mm512_storeu_ps(score + t, _mm512_fmadd_ps(scaled, x, _mm512_loadu_ps(score + t)));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const __m512 none = _mm512_set1_ps(kMinusInfinity);
+    __m512 largest = _mm512_set1_ps(row_max);
     for (unsigned t = 0; t < 64; t += 16) {
       const __m512 m = _mm512_loadu_ps(mask + t);
       const __mmask16 removed = _mm512_cmp_ps_mask(m, none, _CMP_EQ_OQ);
       const __m512 s = _mm512_fmadd_ps(_mm512_set1_ps(slope), m, _mm512_loadu_ps(score + t));
-      _mm512_storeu_ps(score + t, _mm512_mask_blend_ps(removed, s, none));
+      const __m512 masked = _mm512_mask_blend_ps(removed, s, none);
+      largest = _mm512_max_ps(masked, largest);  // a NaN score is passed over
+      _mm512_storeu_ps(score + t, masked);
     }
+    return _mm512_reduce_max_ps(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    __m512 largest = _mm512_set1_ps(*row_max);
-    for (unsigned t = 0; t < 64; t += 16) largest = _mm512_max_ps(_mm512_loadu_ps(score + t), largest);  // a NaN score is passed over
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 shift = _mm512_set1_ps(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return _mm512_cvtss_f32(exp_negative(_mm512_set1_ps(x))); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     __m512 total = _mm512_setzero_ps();
     for (unsigned t = 0; t < 64; t += 16) {
-      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), shift));
+      const __m512 p = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(score + t), _mm512_set1_ps(shift)));
       _mm512_storeu_ps(probability + t, p);
       total = _mm512_add_ps(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + _mm512_reduce_add_ps(total);
-    *row_max = new_max;
-    return rescale;
+    return _mm512_reduce_add_ps(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
@@ -295,26 +264,26 @@ struct Avx512 : VectorCoder<16> {
     return _mm512_ternarylogic_epi32(low, middle, high, 0xfe);  // or
   }
 
-  static __m512i value_table(const LevelTable& table) {
-    return table.trellis ? permute_trellis_table(table, 0) : permute_table(table, 0);
+  // The subgroups of block h and, for k = 1, 2, 3, their words w - 1: of this block, but word 0 of each chain follows word 3 of the
+  // block before.
+  template <class RawBlock>
+  static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, __m512i* x, __m512i* before) {
+    raw_block(h, x);
+    __m512i last[4];
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_alignr_epi8(x[k], last[k], 12);
   }
 
   // Index nibbles of the four subgroups of block h, for the octet that `lines` points at.
   template <bool kTrellis>
-  static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
-    auto raw_block = [&](unsigned block, __m512i* x) {
+  [[gnu::always_inline]] static void value_index(const ValuePlanes& planes, const uint8_t* lines, unsigned h, __m512i* index) {
+    auto raw_block = [&](unsigned block, __m512i* x) __attribute__((always_inline)) {
       for (unsigned k = 0; k < 3; ++k) x[k] = load(lines + planes.line(k, block));
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    __m512i x[4], before[4];  // words w - 1: of this block, but word 0 of each chain follows word 3 of the block before
-    raw_block(h, x);
-    for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_shuffle_epi32(x[k], static_cast<_MM_PERM_ENUM>(0x93));
-    if (planes.blocks > 1) {
-      __m512i last[4];
-      raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-      for (unsigned k = 1; k < 4; ++k) before[k] = _mm512_mask_shuffle_epi32(before[k], 0x1111, last[k], static_cast<_MM_PERM_ENUM>(0x93));
-    }
+    __m512i x[4], before[4];
+    words_before(planes, h, raw_block, x, before);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](__m512i at, __m512i p1, __m512i p2, __m512i p3) {
       const __m512i merged = _mm512_xor_si512(at, _mm512_ternarylogic_epi32(p1, p3, _mm512_set1_epi8(0x44), 0x28));
@@ -327,10 +296,10 @@ struct Avx512 : VectorCoder<16> {
   }
 
   template <bool kTrellis>
-  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const __m512i table = value_table(*layout.table);
+    const __m512i table = load(levels);
     for (size_t group = 0; group < 2; ++group) {
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
@@ -348,9 +317,34 @@ struct Avx512 : VectorCoder<16> {
       }
     }
   }
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  // Trellis codes of 4 bits, whole nibbles: five index bits.
+  static void unpack_four_bit_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim, 4);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const __m512i table = load(levels), nibble = _mm512_set1_epi8(0x0f), trellis_bit = _mm512_set1_epi8(static_cast<char>(0x88));
+    for (unsigned i = 0; i < 8; ++i) {  // groups, octets
+      const uint8_t* lines = page + i / 4 * planes.group_bytes() + i % 4 * 64;
+      int8_t* low_quad = value + (i / 4 * 8 + i % 4) * quad;
+      for (unsigned h = 0; h < planes.blocks; ++h) {
+        auto raw_block = [&](unsigned block, __m512i* x) {
+          for (unsigned k = 0; k < 4; ++k) x[k] = load(lines + planes.line(k, block));
+        };
+        __m512i x[8], before[4];
+        words_before(planes, h, raw_block, x + 4, before);
+        for (unsigned k = 1; k < 4; ++k) x[k] = before[k];
+        for (unsigned k = 0; k < 4; ++k) {  // one, two and three steps back are x[k + 3], x[k + 2] and x[k + 1]
+          const __m512i merged = _mm512_xor_si512(x[k + 4], _mm512_ternarylogic_epi32(x[k + 3], x[k + 1], trellis_bit, 0x28)), p2 = x[k + 2];
+          int8_t* to = low_quad + (size_t{64} * h + 16 * k) * 4;
+          store(to, _mm512_permutexvar_epi8(select(nibble, merged, _mm512_add_epi8(p2, p2)), table));
+          store(to + 4 * quad, _mm512_permutexvar_epi8(select(nibble, _mm512_srli_epi16(merged, 4), _mm512_srli_epi16(p2, 3)), table));
+        }
+      }
+    }
+  }
+  static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
-    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
+    if (layout.code_bits == 4) return unpack_four_bit_values(layout, levels, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 
   // R rows x C registers of 16 dims. 2 d / 128 a row and token.
@@ -384,12 +378,7 @@ struct Avx512 : VectorCoder<16> {
   }
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
                                 const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
-      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
-      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
-      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_values_rows<R>(value, weight, d, rescale, unit, acc); });
   }
 
   // The same sums straight from the page, S subgroups of 16 dims at a time: four of three lines, or rest lines.
@@ -397,17 +386,16 @@ struct Avx512 : VectorCoder<16> {
   static void accumulate_lines(__m512i table, LoadLines load_lines, size_t group_bytes, const uint8_t* weight, unsigned d, unsigned first,
                                const float* rescale, const float* unit, const uint8_t* page, float* acc) {
     __m512i total[R][S] = {};
-    for (unsigned group = 0; group < 2; ++group) {
-      for (unsigned c = 0; c < 4; ++c) {
-        __m512i x[S];
-        load_lines(page + group * group_bytes + c * 64, x);
-        for (unsigned k = 0; k < S; ++k) {
-          const __m512i low = _mm512_permutexvar_epi8(x[k], table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x[k], 4), table);
-          for (unsigned r = 0; r < R; ++r) {
-            const uint8_t* w = weight + r * 64 + group * 32 + c * 4;
-            total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w), low);
-            total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w + 16), high);
-          }
+#pragma GCC unroll 1  // gcc would unroll it, or not, as other code of the file goes, and take half as long again if it does
+    for (unsigned i = 0; i < 8; ++i) {  // groups and their octets
+      __m512i x[S];
+      load_lines(page + i / 4 * group_bytes + i % 4 * 64, x);
+      for (unsigned k = 0; k < S; ++k) {
+        const __m512i low = _mm512_permutexvar_epi8(x[k], table), high = _mm512_permutexvar_epi8(_mm512_srli_epi16(x[k], 4), table);
+        for (unsigned r = 0; r < R; ++r) {
+          const uint8_t* w = weight + r * 64 + i / 4 * 32 + i % 4 * 4;
+          total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w), low);
+          total[r][k] = _mm512_dpbusd_epi32(total[r][k], broadcast_word(w + 16), high);
         }
       }
     }
@@ -420,13 +408,13 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <unsigned R, bool kTrellis>
-  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const __m512i table = value_table(*layout.table);
+    const __m512i table = load(levels);
     const unsigned d = layout.head_dim;
     for (unsigned h = 0; h < planes.blocks; ++h) {
-      auto block = [&](const uint8_t* lines, __m512i* x) { value_index<kTrellis>(planes, lines, h, x); };
+      auto block = [&](const uint8_t* lines, __m512i* x) __attribute__((always_inline)) { value_index<kTrellis>(planes, lines, h, x); };
       accumulate_lines<R, 4>(table, block, planes.group_bytes(), weight, d, 64 * h, rescale, unit, page, acc);
     }
     for (unsigned j = 0; j < planes.rest; ++j) {
@@ -435,63 +423,54 @@ struct Avx512 : VectorCoder<16> {
     }
   }
   template <bool kTrellis>
-  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 2: return accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 3: return accumulate_page_rows<3, kTrellis>(layout, page, weight, rescale, unit, acc);
-      default: return accumulate_page_rows<4, kTrellis>(layout, page, weight, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, levels, page, weight, rescale, unit, acc); });
   }
-  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+  static void accumulate_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
-                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
+    layout.table->trellis ? accumulate_page_kind<true>(layout, levels, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
-  static __m512 load_row(const float* p) { return _mm512_loadu_ps(p); }
   static __m512 load_row(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
-  // Rows that come straight from a page are fetched one page ahead, a row at a time: memory then keeps pace with the sums. The
-  // next page follows this one in the usual layout; elsewhere the hint is useless but harmless.
-  static void prefetch_ahead(const float*, unsigned) {}
-  static void prefetch_ahead(const Half* row, unsigned d) {
-    const char* next = reinterpret_cast<const char*>(row + size_t{kPageTokens} * d);
-    for (unsigned i = 0; i < 2 * d; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
-  }
+  // While rows come straight from a page, the page `ahead` bytes on, the next to be read, is fetched line by line: memory then keeps
+  // pace with the sums.
+  static void prefetch_ahead(const Half* p, ptrdiff_t ahead) { _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0); }
 
-  template <unsigned R, class T>
-  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
+  template <unsigned R>
+  static void dot_rows_block(const Half* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       __m512 total[R][4] = {};
-      for (unsigned j = 0; j < 4; ++j) prefetch_ahead(key + size_t{t + j} * d, d);
-      for (unsigned i = 0; t < n && i < d; i += 16) {
+      const Half* row[4];
+      for (unsigned j = 0; j < 4; ++j) row[j] = key + size_t{t + j < n ? t + j : t} * d;
+      auto step = [&](unsigned i) {
         __m512 k[4];
-        for (unsigned j = 0; j < 4; ++j) k[j] = load_row(key + size_t{t + j < n ? t + j : t} * d + i);
+        for (unsigned j = 0; j < 4; ++j) k[j] = load_row(row[j] + i);
         for (unsigned r = 0; r < R; ++r) {
           const __m512 q = _mm512_loadu_ps(query + size_t{r} * d + i);
           for (unsigned j = 0; j < 4; ++j) total[r][j] = _mm512_fmadd_ps(k[j], q, total[r][j]);
         }
+      };
+      for (unsigned i = 0; t < n && i < d; i += 32) {
+        // The four rows' lines in the order of their addresses, which memory serves best.
+        for (unsigned j = 0; j < 4; ++j) prefetch_ahead(key + size_t{t} * d + 4 * i + 32 * j, ahead);
+        step(i);
+        if (i + 16 < d) step(i + 16);
       }
       for (unsigned r = 0; r < R; ++r) {
         for (unsigned j = 0; j < 4; ++j) score[r * 64 + t + j] = _mm512_reduce_add_ps(total[r][j]);
       }
     }
   }
-  template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    switch (n_rows) {
-      case 1: return dot_rows_block<1>(key, n, query, d, score);
-      case 2: return dot_rows_block<2>(key, n, query, d, score);
-      case 3: return dot_rows_block<3>(key, n, query, d, score);
-      default: return dot_rows_block<4>(key, n, query, d, score);
-    }
+  static void dot_rows(const Half* key, ptrdiff_t ahead, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, ahead, n, query, d, score); });
   }
 
   // R rows x C registers: enough sums side by side to hide the latency of the multiply-add.
-  template <unsigned R, unsigned C, class T>
-  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
+  template <unsigned R, unsigned C>
+  static void accumulate_rows_block(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, unsigned first, const float* rescale,
                                     float* acc) {
     __m512 total[R][C];
     for (unsigned r = 0; r < R; ++r) {
@@ -500,9 +479,11 @@ struct Avx512 : VectorCoder<16> {
       }
     }
     for (unsigned t = 0; t < n; ++t) {
-      if (first == 0) prefetch_ahead(value + size_t{t} * d, d);
+      const Half* row = value + size_t{t} * d + first;
+      const Half* line = value + size_t{first} * kPageTokens + t * 16 * C;  // in the order of addresses, as above
+      for (unsigned j = 0; j < C; j += 2) prefetch_ahead(line + 16 * j, ahead);
       __m512 v[C];
-      for (unsigned j = 0; j < C; ++j) v[j] = load_row(value + size_t{t} * d + first + 16 * j);
+      for (unsigned j = 0; j < C; ++j) v[j] = load_row(row + 16 * j);
       for (unsigned r = 0; r < R; ++r) {
         const float p = probability[r * 64 + t];
         if (p == 0.0f) continue;  // values of removed cells must not leak, whatever they are
@@ -513,26 +494,22 @@ struct Avx512 : VectorCoder<16> {
       for (unsigned j = 0; j < C; ++j) _mm512_storeu_ps(acc + size_t{r} * d + first + 16 * j, total[r][j]);
     }
   }
-  template <unsigned R, class T>
-  static void accumulate_rows_all(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  template <unsigned R>
+  static void accumulate_rows_all(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     unsigned i = 0;
-    for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, n, probability, d, i, rescale, acc);
-    for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, n, probability, d, i, rescale, acc);
+    // Few rows take 128 dims at once: memory is read in one go, not by halves of its rows.
+    for (; R <= 2 && i + 128 <= d; i += 128) accumulate_rows_block<R, R <= 2 ? 8 : 4>(value, ahead, n, probability, d, i, rescale, acc);
+    for (; i + 64 <= d; i += 64) accumulate_rows_block<R, 4>(value, ahead, n, probability, d, i, rescale, acc);
+    for (; i < d; i += 16) accumulate_rows_block<R, 1>(value, ahead, n, probability, d, i, rescale, acc);
   }
-  template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t ahead, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_rows_all<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_all<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_all<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_all<4>(value, n, probability, d, rescale, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_all<R>(value, ahead, n, probability, d, rescale, acc); });
   }
 };
 
 }  // namespace
 
-const KernelTable kKernelsAvx512 = {"avx512", Avx512::encode_row, attend<Avx512>, finish_row<Avx512>};
+const KernelTable kKernelsAvx512 = make_table<Avx512>("avx512");
 
 }  // namespace kvt::cpu

@@ -29,6 +29,7 @@ inline float32x4_t exp_negative(float32x4_t x) {
 
 struct Neon : VectorCoder<4> {
   static constexpr unsigned kDirectRows = 4;
+  static constexpr unsigned kRegisterBytes = 16;
 
   static void prefetch_page(const uint8_t* page, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(page + i);
@@ -53,21 +54,6 @@ struct Neon : VectorCoder<4> {
     return vminvq_u32(none) == 0;
   }
 
-  // 32 table bytes; entries past n_levels repeat, so that sign bits in the index do not matter.
-  // Trellis: index bits m (bits - 1 of them), z1, z0 from low to high, as the nibbles yield them.
-  static uint8x16x2_t lookup_table(const LevelTable& table, int offset) {
-    uint8_t bytes[32];
-    for (unsigned i = 0; i < 32; ++i) {
-      unsigned index = i;
-      if (table.trellis) {
-        const unsigned m_bits = table.bits - 1;
-        index = (i & ((1u << m_bits) - 1)) << 2 | (i >> m_bits & 1) << 1 | (i >> (m_bits + 1) & 1);
-      }
-      bytes[i] = static_cast<uint8_t>(table.levels[index & (table.n_levels() - 1)] + offset);
-    }
-    return {{load(bytes), load(bytes + 16)}};
-  }
-
   // Levels of a quarter key line, 4 tokens: dims 8u..8u+3 (low) and 8u+4..8u+7 (high); the page's bytes beside them.
   struct KeyLevels {
     uint8x16_t low, high, raw;
@@ -87,15 +73,18 @@ struct Neon : VectorCoder<4> {
       }
       return;
     }
+    auto rotate = [](uint8x16_t x) {
+      const uint32x4_t words = vreinterpretq_u32_u8(x);
+      return vreinterpretq_u8_u32(vsliq_n_u32(vshrq_n_u32(words, 28), words, 4));
+    };
     for (unsigned c = 0; c < 4; ++c) {
-      uint8x16_t before[3][C];  // the lines 1, 2 and 3 back
-      for (unsigned back = 0; back < 3; ++back) {
-        const ChainLine at = line_before_chain(n_lines, c, back + 1);
-        const int32x4_t left = vdupq_n_s32(static_cast<int>(at.rotate)), right = vdupq_n_s32(static_cast<int>(at.rotate) - 32);
-        for (unsigned j = 0; j < C; ++j) {
-          const uint32x4_t line = vreinterpretq_u32_u8(load(quarter + at.line * 64 + j * 16));
-          before[back][j] = vreinterpretq_u8_u32(vorrq_u32(vshlq_u32(line, left), vshlq_u32(line, right)));
-        }
+      const unsigned last = (n_lines - 1 - c) / 4 * 4 + c;  // line of the chain; c + 4 at least
+      uint8x16_t before[3][C];  // the lines 1, 2 and 3 back: before the first stand the last ones, rotated by a nibble (format.md 4.4)
+      for (unsigned j = 0; j < C; ++j) {
+        const uint8_t* line = quarter + last * 64 + j * 16;
+        before[0][j] = rotate(load(line));
+        before[1][j] = rotate(load(line - 256));
+        before[2][j] = rotate(last >= 8 ? load(line - 512) : before[0][j]);
       }
       for (unsigned u = c; u < n_lines; u += 4) {
         for (unsigned j = 0; j < C; ++j) {
@@ -118,28 +107,28 @@ struct Neon : VectorCoder<4> {
   static uint8x16_t high_signs(uint8x16_t x) { return vshrq_n_u8(x, 7); }
 
   template <KeyKind kKind>
-  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    const uint8x16x2_t table = lookup_table(*layout.table, kLevelOffset);
+  static void unpack_keys_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    const uint8x16x2_t table = {{load(levels), load(levels + 16)}};
     const unsigned n_lines = layout.head_dim / 8;
     for (unsigned quarter = 0; quarter < 16; quarter += 2) {
       const size_t first_line = size_t{quarter / 4} * n_lines, within = quarter % 4 * 16;
-      for_each_key_line<kKind, 2>(table, page + first_line * 64 + within, n_lines, [&](unsigned u, const KeyLevels* levels) {
+      for_each_key_line<kKind, 2>(table, page + first_line * 64 + within, n_lines, [&](unsigned u, const KeyLevels* line) {
         for (unsigned j = 0; j < 2; ++j) {
           const size_t to = (first_line + u) * 128 + within + j * 16;
-          vst1q_u8(key + to, levels[j].low);
-          vst1q_u8(key + to + 64, levels[j].high);
+          vst1q_u8(key + to, line[j].low);
+          vst1q_u8(key + to + 64, line[j].high);
           if constexpr (kKind == KeyKind::kSigns) {
-            vst1q_u8(sign + to, low_signs(levels[j].raw));
-            vst1q_u8(sign + to + 64, high_signs(levels[j].raw));
+            vst1q_u8(sign + to, low_signs(line[j].raw));
+            vst1q_u8(sign + to + 64, high_signs(line[j].raw));
           }
         }
       });
     }
   }
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
-    layout.table->trellis ? unpack_keys_kind<KeyKind::kTrellis>(layout, page, key, sign)
-    : layout.has_residual ? unpack_keys_kind<KeyKind::kSigns>(layout, page, key, sign)
-                          : unpack_keys_kind<KeyKind::kScalar>(layout, page, key, sign);
+  static void unpack_keys(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+    layout.table->trellis ? unpack_keys_kind<KeyKind::kTrellis>(layout, levels, page, key, sign)
+    : layout.has_residual ? unpack_keys_kind<KeyKind::kSigns>(layout, levels, page, key, sign)
+                          : unpack_keys_kind<KeyKind::kScalar>(layout, levels, page, key, sign);
   }
 
   // Blocks of four registers so that R rows keep 12 to 16 accumulators busy: enough to hide the latency of sdot on four pipes.
@@ -182,12 +171,7 @@ struct Neon : VectorCoder<4> {
     }
   }
   static void dot_keys(const uint8_t* key, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
-    switch (n_rows) {
-      case 1: return dot_keys_rows<1>(key, query, d, sum);
-      case 2: return dot_keys_rows<2>(key, query, d, sum);
-      case 3: return dot_keys_rows<3>(key, query, d, sum);
-      default: return dot_keys_rows<4>(key, query, d, sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_keys_rows<R>(key, query, d, sum); });
   }
   static void dot_signs(const uint8_t* sign, const int8_t* query, unsigned n_rows, unsigned d, int32_t* sum) {
     dot_keys(sign, query, n_rows, d, sum);
@@ -196,10 +180,10 @@ struct Neon : VectorCoder<4> {
   // The same sums straight from the page, C registers of 4 tokens at a time: with signs 2 R C accumulators stay in registers.
   // Each quarter line: 1 and, 1 shift, 2 look-ups, 2 sdot a row; with signs 3 operations and 2 sdot a row more.
   template <unsigned R, unsigned C, KeyKind kKind>
-  static void dot_page_block(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
+  static void dot_page_block(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, int32_t* sum,
                              int32_t* sign_sum) {
     constexpr bool kSigns = kKind == KeyKind::kSigns;
-    const uint8x16x2_t table = lookup_table(*layout.table, kLevelOffset);
+    const uint8x16x2_t table = {{load(levels), load(levels + 16)}};
     const unsigned d = layout.head_dim, n_lines = d / 8;
     auto dot = [](int32x4_t total, uint8x16_t low, uint8x16_t high, const int8_t* words) {
       const int8x8_t pair = vld1_s8(words);
@@ -209,11 +193,11 @@ struct Neon : VectorCoder<4> {
     for (unsigned quarter = 0; quarter < 16; quarter += C) {
       int32x4_t total[R][C] = {}, sign_total[R][C] = {};
       const uint8_t* first = page + size_t{quarter / 4} * n_lines * 64 + quarter % 4 * 16;
-      for_each_key_line<kKind, C>(table, first, n_lines, [&](unsigned u, const KeyLevels* levels) {
+      for_each_key_line<kKind, C>(table, first, n_lines, [&](unsigned u, const KeyLevels* line) {
         for (unsigned j = 0; j < C; ++j) {
-          for (unsigned r = 0; r < R; ++r) total[r][j] = dot(total[r][j], levels[j].low, levels[j].high, query + size_t{r} * d + 8 * u);
+          for (unsigned r = 0; r < R; ++r) total[r][j] = dot(total[r][j], line[j].low, line[j].high, query + size_t{r} * d + 8 * u);
           if constexpr (kSigns) {
-            const uint8x16_t low = low_signs(levels[j].raw), high = high_signs(levels[j].raw);
+            const uint8x16_t low = low_signs(line[j].raw), high = high_signs(line[j].raw);
             for (unsigned r = 0; r < R; ++r) sign_total[r][j] = dot(sign_total[r][j], low, high, sketch_query + size_t{r} * d + 8 * u);
           }
         }
@@ -227,21 +211,16 @@ struct Neon : VectorCoder<4> {
     }
   }
   template <KeyKind kKind>
-  static void dot_page_rows(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
+  static void dot_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query,
                             unsigned n_rows, int32_t* sum, int32_t* sign_sum) {
     constexpr unsigned kOneRow = kKind == KeyKind::kTrellis ? 2 : 4;  // a trellis keeps three more lines in registers
-    switch (n_rows) {
-      case 1: return dot_page_block<1, kOneRow, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 2: return dot_page_block<2, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      case 3: return dot_page_block<3, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-      default: return dot_page_block<4, 2, kKind>(layout, page, query, sketch_query, sum, sign_sum);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_page_block<R, R == 1 ? kOneRow : 2, kKind>(layout, levels, page, query, sketch_query, sum, sign_sum); });
   }
-  static void dot_page(const SideLayout& layout, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+  static void dot_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
                        int32_t* sum, int32_t* sign_sum) {
-    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, page, query, sketch_query, n_rows, sum, sign_sum)
-                          : dot_page_rows<KeyKind::kScalar>(layout, page, query, sketch_query, n_rows, sum, sign_sum);
+    layout.table->trellis ? dot_page_rows<KeyKind::kTrellis>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+    : layout.has_residual ? dot_page_rows<KeyKind::kSigns>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum)
+                          : dot_page_rows<KeyKind::kScalar>(layout, levels, page, query, sketch_query, n_rows, sum, sign_sum);
   }
 
   static void scale_scores(const int32_t* sum, int32_t offset, float factor, const float* norm, float* score) {
@@ -257,31 +236,27 @@ struct Neon : VectorCoder<4> {
       vst1q_f32(score + t, vfmaq_f32(vld1q_f32(score + t), scaled, x));
     }
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
     const float32x4_t none = vdupq_n_f32(kMinusInfinity);
+    float32x4_t largest = vdupq_n_f32(row_max);
     for (unsigned t = 0; t < 64; t += 4) {
       const float32x4_t m = vld1q_f32(mask + t);
       const float32x4_t s = vfmaq_n_f32(vld1q_f32(score + t), m, slope);
-      vst1q_f32(score + t, vbslq_f32(vceqq_f32(m, none), none, s));
+      const float32x4_t masked = vbslq_f32(vceqq_f32(m, none), none, s);
+      largest = vmaxnmq_f32(largest, masked);  // a NaN score is passed over
+      vst1q_f32(score + t, masked);
     }
+    return vmaxvq_f32(largest);
   }
-
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    float32x4_t largest = vdupq_n_f32(*row_max);
-    for (unsigned t = 0; t < 64; t += 4) largest = vmaxnmq_f32(largest, vld1q_f32(score + t));  // a NaN score is passed over
-    const float new_max = vmaxvq_f32(largest);
-    // Without any cell so far (all scores -inf) the shift must not be -inf - -inf.
-    const float32x4_t shift = vdupq_n_f32(new_max == kMinusInfinity ? 0.0f : new_max);
+  static float exp_one(float x) { return vgetq_lane_f32(exp_negative(vdupq_n_f32(x)), 0); }
+  static float exp_scores(const float* score, float shift, float* probability) {
     float32x4_t total = vdupq_n_f32(0);
     for (unsigned t = 0; t < 64; t += 4) {
-      const float32x4_t p = exp_negative(vsubq_f32(vld1q_f32(score + t), shift));
+      const float32x4_t p = exp_negative(vsubq_f32(vld1q_f32(score + t), vdupq_n_f32(shift)));
       vst1q_f32(probability + t, p);
       total = vaddq_f32(total, p);
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - new_max);
-    *row_sum = *row_sum * rescale + vaddvq_f32(total);
-    *row_max = new_max;
-    return rescale;
+    return vaddvq_f32(total);
   }
 
   static float quantise_weights(const float* probability, const float* norm, uint8_t* weight) {
@@ -309,20 +284,25 @@ struct Neon : VectorCoder<4> {
     return vbslq_u8(vdupq_n_u8(0x33), low, vshrq_n_u8(x2, 1));
   }
 
-  static int8x16_t value_table(const LevelTable& table) { return vreinterpretq_s8_u8(lookup_table(table, 0).val[0]); }
+  // The subgroups of block h and, for k = 1, 2, 3, their words w - 1: word 0 follows word 3 of the block before.
+  template <class RawBlock>
+  static void words_before(const ValuePlanes& planes, unsigned h, RawBlock raw_block, uint8x16_t* x, uint8x16_t* before) {
+    uint8x16_t last[4];
+    raw_block(h, x);
+    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
+    for (unsigned k = 1; k < 4; ++k) before[k] = vextq_u8(last[k], x[k], 12);
+  }
 
   // Index nibbles of the four subgroups of block h for a quarter of a line: 4 words, the words of one trellis chain.
   template <bool kTrellis>
   static void value_index(const ValuePlanes& planes, const uint8_t* quarter, unsigned h, uint8x16_t (&index)[4]) {
-    auto raw_block = [&](unsigned block, uint8x16_t (&x)[4]) {
+    auto raw_block = [&](unsigned block, uint8x16_t* x) {
       for (unsigned k = 0; k < 3; ++k) x[k] = load(quarter + planes.line(k, block));
       x[3] = fourth_subgroup(x[0], x[1], x[2]);
     };
     if constexpr (!kTrellis) return raw_block(h, index);
-    uint8x16_t x[4], last[4], before[4];  // words w - 1: word 0 follows word 3 of the block before
-    raw_block(h, x);
-    raw_block(h == 0 ? planes.blocks - 1 : h - 1, last);
-    for (unsigned k = 1; k < 4; ++k) before[k] = vextq_u8(last[k], x[k], 12);
+    uint8x16_t x[4], before[4];
+    words_before(planes, h, raw_block, x, before);
     // Bit 2 of each nibble: t -> z1 = t ^ t[-1] ^ t[-3]; bit 3: z0 = t[-2].
     auto merge = [](uint8x16_t at, uint8x16_t p1, uint8x16_t p2, uint8x16_t p3) {
       const uint8x16_t merged = veorq_u8(at, vandq_u8(veorq_u8(p1, p3), vdupq_n_u8(0x44)));
@@ -335,10 +315,10 @@ struct Neon : VectorCoder<4> {
   }
 
   template <bool kTrellis>
-  static void unpack_values_kind(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  static void unpack_values_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     const ValuePlanes planes(layout.head_dim);
     const size_t quad = size_t{layout.head_dim} * 4;
-    const int8x16_t table = value_table(*layout.table);
+    const int8x16_t table = load_signed(levels);
     for (size_t group = 0; group < 2; ++group) {
       int8_t* quads = value + group * 8 * quad;
       for (unsigned c = 0; c < 4; ++c) {
@@ -360,9 +340,37 @@ struct Neon : VectorCoder<4> {
       }
     }
   }
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
+  // Trellis codes of 4 bits, whole nibbles: five index bits.
+  static void unpack_four_bit_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
+    const ValuePlanes planes(layout.head_dim, 4);
+    const size_t quad = size_t{layout.head_dim} * 4;
+    const int8x16x2_t table = {{load_signed(levels), load_signed(levels + 16)}};
+    const uint8x16_t nibble = vdupq_n_u8(0x0f);
+    for (unsigned i = 0; i < 32; ++i) {  // groups, octets, quarters
+      const uint8_t* quarter = page + i / 16 * planes.group_bytes() + i % 16 * 16;
+      int8_t* low_quad = value + (i / 16 * 8 + i % 16 / 4) * quad + i % 4 * 16;
+      for (unsigned h = 0; h < planes.blocks; ++h) {
+        auto raw_block = [&](unsigned block, uint8x16_t* x) {
+          for (unsigned k = 0; k < 4; ++k) x[k] = load(quarter + planes.line(k, block));
+        };
+        uint8x16_t x[8], before[4];
+        words_before(planes, h, raw_block, x + 4, before);
+        for (unsigned k = 1; k < 4; ++k) x[k] = before[k];
+        for (unsigned k = 0; k < 4; ++k) {  // one, two and three steps back are x[k + 3], x[k + 2] and x[k + 1]
+          const uint8x16_t merged = veorq_u8(x[k + 4], vandq_u8(veorq_u8(x[k + 3], x[k + 1]), vdupq_n_u8(0x88)));
+          const uint8x16_t low = vandq_u8(vbslq_u8(nibble, merged, vshlq_n_u8(x[k + 2], 1)), vdupq_n_u8(0x1f));
+          const uint8x16_t high = vbslq_u8(nibble, vshrq_n_u8(merged, 4), vshrq_n_u8(x[k + 2], 3));
+          int8_t* to = low_quad + (size_t{64} * h + 16 * k) * 4;
+          vst1q_s8(to, vqtbl2q_s8(table, low));
+          vst1q_s8(to + 4 * quad, vqtbl2q_s8(table, high));
+        }
+      }
+    }
+  }
+  static void unpack_values(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, int8_t* value) {
     if (!has_value_blocks_only(layout)) return unpack_values_plain(layout, page, value);
-    layout.table->trellis ? unpack_values_kind<true>(layout, page, value) : unpack_values_kind<false>(layout, page, value);
+    if (layout.code_bits == 4) return unpack_four_bit_values(layout, levels, page, value);
+    layout.table->trellis ? unpack_values_kind<true>(layout, levels, page, value) : unpack_values_kind<false>(layout, levels, page, value);
   }
 
   static void fold(int32x4_t total, float rescale, float unit, float* acc) {
@@ -389,12 +397,7 @@ struct Neon : VectorCoder<4> {
   }
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
                                 const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_values_rows<1>(value, weight, d, rescale, unit, acc);
-      case 2: return accumulate_values_rows<2>(value, weight, d, rescale, unit, acc);
-      case 3: return accumulate_values_rows<3>(value, weight, d, rescale, unit, acc);
-      default: return accumulate_values_rows<4>(value, weight, d, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_values_rows<R>(value, weight, d, rescale, unit, acc); });
   }
 
   // The same sums straight from the page, four registers of 4 dims at a time: a quarter of each subgroup of a 64-dim block, or a whole
@@ -422,10 +425,10 @@ struct Neon : VectorCoder<4> {
     }
   }
   template <unsigned R, bool kTrellis>
-  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, const float* rescale,
+  static void accumulate_page_rows(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, const float* rescale,
                                    const float* unit, float* acc) {
     const ValuePlanes planes(layout.head_dim);
-    const int8x16_t table = value_table(*layout.table);
+    const int8x16_t table = load_signed(levels);
     const unsigned d = layout.head_dim;
     int8_t words[R][64];
     for (unsigned i = 0; i < R * 2; ++i) {
@@ -449,26 +452,20 @@ struct Neon : VectorCoder<4> {
     }
   }
   template <bool kTrellis>
-  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
+  static void accumulate_page_kind(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows,
                                    const float* rescale, const float* unit, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_page_rows<1, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 2: return accumulate_page_rows<2, kTrellis>(layout, page, weight, rescale, unit, acc);
-      case 3: return accumulate_page_rows<3, kTrellis>(layout, page, weight, rescale, unit, acc);
-      default: return accumulate_page_rows<4, kTrellis>(layout, page, weight, rescale, unit, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_page_rows<R, kTrellis>(layout, levels, page, weight, rescale, unit, acc); });
   }
-  static void accumulate_page(const SideLayout& layout, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
+  static void accumulate_page(const SideLayout& layout, const uint8_t* levels, const uint8_t* page, const uint8_t* weight, unsigned n_rows, const float* rescale,
                               const float* unit, float* acc) {
-    layout.table->trellis ? accumulate_page_kind<true>(layout, page, weight, n_rows, rescale, unit, acc)
-                          : accumulate_page_kind<false>(layout, page, weight, n_rows, rescale, unit, acc);
+    layout.table->trellis ? accumulate_page_kind<true>(layout, levels, page, weight, n_rows, rescale, unit, acc)
+                          : accumulate_page_kind<false>(layout, levels, page, weight, n_rows, rescale, unit, acc);
   }
 
-  static float32x4_t load_row(const float* p) { return vld1q_f32(p); }
   static float32x4_t load_row(const Half* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p->bytes))); }
 
-  template <unsigned R, class T>
-  static void dot_rows_block(const T* key, unsigned n, const float* query, unsigned d, float* score) {
+  template <unsigned R>
+  static void dot_rows_block(const Half* key, unsigned n, const float* query, unsigned d, float* score) {
     for (unsigned t = 0; t < 64; t += 4) {
       float32x4_t total[R][4] = {};
       for (unsigned i = 0; t < n && i < d; i += 4) {
@@ -485,18 +482,12 @@ struct Neon : VectorCoder<4> {
       }
     }
   }
-  template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
-    switch (n_rows) {
-      case 1: return dot_rows_block<1>(key, n, query, d, score);
-      case 2: return dot_rows_block<2>(key, n, query, d, score);
-      case 3: return dot_rows_block<3>(key, n, query, d, score);
-      default: return dot_rows_block<4>(key, n, query, d, score);
-    }
+  static void dot_rows(const Half* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+    with_rows<4>(n_rows, [&]<unsigned R>() { dot_rows_block<R>(key, n, query, d, score); });
   }
 
-  template <unsigned R, class T>
-  static void accumulate_rows_block(const T* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
+  template <unsigned R>
+  static void accumulate_rows_block(const Half* value, unsigned n, const float* probability, unsigned d, const float* rescale, float* acc) {
     for (unsigned i = 0; i < d; i += 16) {
       float32x4_t total[R][4];
       for (unsigned r = 0; r < R; ++r) {
@@ -516,20 +507,14 @@ struct Neon : VectorCoder<4> {
       }
     }
   }
-  template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
-    switch (n_rows) {
-      case 1: return accumulate_rows_block<1>(value, n, probability, d, rescale, acc);
-      case 2: return accumulate_rows_block<2>(value, n, probability, d, rescale, acc);
-      case 3: return accumulate_rows_block<3>(value, n, probability, d, rescale, acc);
-      default: return accumulate_rows_block<4>(value, n, probability, d, rescale, acc);
-    }
+    with_rows<4>(n_rows, [&]<unsigned R>() { accumulate_rows_block<R>(value, n, probability, d, rescale, acc); });
   }
 };
 
 }  // namespace
 
-const KernelTable kKernelsNeon = {"neon", Neon::encode_row, attend<Neon>, finish_row<Neon>};
+const KernelTable kKernelsNeon = make_table<Neon>("neon");
 
 }  // namespace kvt::cpu

@@ -8,8 +8,20 @@ namespace {
 
 struct Scalar {
   static constexpr unsigned kDirectRows = 0;
-  static void dot_page(const SideLayout&, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
-  static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
+  static constexpr unsigned kRegisterBytes = 0;  // none: unpack_plain reads every packing
+  static void dot_page(const SideLayout&, const uint8_t*, const uint8_t*, const int8_t*, const int8_t*, unsigned, int32_t*, int32_t*) {}
+  static void accumulate_page(const SideLayout&, const uint8_t*, const uint8_t*, const uint8_t*, unsigned, const float*, const float*, float*) {}
+
+  static void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
+    reference::encode_row(layout, x, page, slot);
+  }
+  static void floats_to_halves(const float* from, size_t n, uint8_t* to) {
+    for (size_t i = 0; i < n; ++i) {
+      const uint16_t h = float_to_half(from[i]);
+      to[2 * i] = static_cast<uint8_t>(h);
+      to[2 * i + 1] = static_cast<uint8_t>(h >> 8);
+    }
+  }
 
   static void rotate_forward(const SignTable& signs, unsigned d, float* v) { reference::rotate_forward(signs, d, v); }
   static void rotate_backward(const SignTable& signs, unsigned d, float* v) { reference::rotate_backward(signs, d, v); }
@@ -24,7 +36,7 @@ struct Scalar {
     return any;
   }
 
-  static void unpack_keys(const SideLayout& layout, const uint8_t* page, uint8_t* key, uint8_t* sign) {
+  static void unpack_keys(const SideLayout& layout, const uint8_t*, const uint8_t* page, uint8_t* key, uint8_t* sign) {
     unpack_keys_plain(layout, page, key, sign);
   }
 
@@ -48,23 +60,24 @@ struct Scalar {
   static void add_sketch(const int32_t* sum, int32_t total, float factor, const float* residual, float* score) {
     for (unsigned t = 0; t < 64; ++t) score[t] += factor * residual[t] * static_cast<float>(total - 2 * sum[t]);
   }
-  static void mask_scores(const float* mask, float slope, float* score) {
-    for (unsigned t = 0; t < 64; ++t) score[t] = mask[t] == kMinusInfinity ? kMinusInfinity : score[t] + slope * mask[t];
+  // Masks in place; returns the maximum of row_max and all scores. A NaN score is passed over.
+  static float mask_scores(const float* mask, float slope, float row_max, float* score) {
+    float largest = row_max;
+    for (unsigned t = 0; t < 64; ++t) {
+      score[t] = mask[t] == kMinusInfinity ? kMinusInfinity : score[t] + slope * mask[t];
+      largest = score[t] > largest ? score[t] : largest;
+    }
+    return largest;
   }
-
-  // probability[t] = exp(score - new maximum); returns the factor exp(old - new) for what was accumulated before.
-  static float softmax(const float* score, float* row_max, float* row_sum, float* probability) {
-    float largest = *row_max;
-    for (unsigned t = 0; t < 64; ++t) largest = score[t] > largest ? score[t] : largest;
+  static float exp_one(float x) { return std::exp(x); }
+  // probability[t] = exp(score - shift), 0 for -inf; returns the sum.
+  static float exp_scores(const float* score, float shift, float* probability) {
     float total = 0;
     for (unsigned t = 0; t < 64; ++t) {
-      probability[t] = score[t] == kMinusInfinity ? 0.0f : std::exp(score[t] - largest);
+      probability[t] = std::exp(score[t] - shift);
       total += probability[t];
     }
-    const float rescale = *row_max == kMinusInfinity ? 1.0f : std::exp(*row_max - largest);
-    *row_sum = *row_sum * rescale + total;
-    *row_max = largest;
-    return rescale;
+    return total;
   }
 
   // weight = round(probability * norm / unit), unit = largest / 127. Returns unit.
@@ -84,7 +97,7 @@ struct Scalar {
     return largest / 127.0f + poison;
   }
 
-  static void unpack_values(const SideLayout& layout, const uint8_t* page, int8_t* value) { unpack_values_plain(layout, page, value); }
+  static void unpack_values(const SideLayout& layout, const uint8_t*, const uint8_t* page, int8_t* value) { unpack_values_plain(layout, page, value); }
 
   // |sum over 64 tokens of weight * level| <= 64 * 127 * 62: exact in int32.
   static void accumulate_values(const int8_t* value, const uint8_t* weight, unsigned n_rows, unsigned d, const float* rescale,
@@ -102,11 +115,9 @@ struct Scalar {
   static void halves_to_floats(const uint8_t* from, size_t n, float* to) {
     for (size_t i = 0; i < n; ++i) to[i] = half_to_float(static_cast<uint16_t>(from[2 * i] | from[2 * i + 1] << 8));
   }
-  static float value_of(float x) { return x; }
   static float value_of(Half x) { return half_to_float(static_cast<uint16_t>(x.bytes[0] | x.bytes[1] << 8)); }
 
-  template <class T>
-  static void dot_rows(const T* key, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
+  static void dot_rows(const Half* key, ptrdiff_t, unsigned n, const float* query, unsigned n_rows, unsigned d, float* score) {
     for (unsigned row = 0; row < n_rows; ++row) {
       for (unsigned t = 0; t < 64; ++t) {
         float total = 0;
@@ -115,8 +126,7 @@ struct Scalar {
       }
     }
   }
-  template <class T>
-  static void accumulate_rows(const T* value, unsigned n, const float* probability, unsigned n_rows, unsigned d,
+  static void accumulate_rows(const Half* value, ptrdiff_t, unsigned n, const float* probability, unsigned n_rows, unsigned d,
                               const float* rescale, float* acc) {
     for (unsigned row = 0; row < n_rows; ++row) {
       float* a = acc + size_t{row} * d;
@@ -135,14 +145,14 @@ struct Scalar {
 size_t attend_scratch_bytes(const SideLayout& key, const SideLayout& value) {
   ScratchArena arena(nullptr);
   SoftmaxScratch soft(arena);
-  if (key.codec == KVT_CODEC_F16) {
-    HalfScratch half(arena, key.head_dim, value.head_dim);
-  } else {
+  HalfScratch half(arena, key.head_dim, value.head_dim);
+  if (key.codec != KVT_CODEC_F16) {
     CodeScratch code(arena, key.head_dim, value.head_dim);
+    WindowScratch window(arena);
   }
   return arena.used();
 }
 
-const KernelTable kKernelsScalar = {"scalar", reference::encode_row, attend<Scalar>, finish_row<Scalar>};
+const KernelTable kKernelsScalar = make_table<Scalar>("scalar");
 
 }  // namespace kvt::cpu

@@ -28,9 +28,14 @@ kvt_status ask_device(kvt::cuda::DeviceLimits* limits) {
   return KVT_OK;
 }
 
+// The other codecs have no GPU kernels yet.
+bool has_kernels(kvt_codec_id codec) {
+  return codec == KVT_CODEC_F16 || codec == KVT_CODEC_HYBRID || codec == KVT_CODEC_SCALAR43 || codec == KVT_CODEC_K4V3;
+}
+
 kvt_status check_attention(const kvt_cuda_attention* a) {
   if (a == nullptr || a->struct_size != sizeof(kvt_cuda_attention)) return KVT_ERROR_INVALID_ARGUMENT;
-  if (!kvt::is_known_codec(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
+  if (!has_kernels(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
   if (!kvt::cuda::has_attend_kernel(a->head_dim_k, a->head_dim_v)) return KVT_ERROR_HEAD_DIM;
   if (a->n_streams == 0 || a->n_kv_heads == 0 || a->n_group == 0 || a->n_group > KVT_CUDA_MAX_GROUP || a->n_queries == 0 ||
       a->n_queries > KVT_CUDA_MAX_QUERIES || a->max_cells > INT32_MAX - KVT_PAGE_TOKENS) {
@@ -85,7 +90,7 @@ kvt_status kvt_cuda_device_status(void) { return ask_device(nullptr); }
 kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream) {
   if (a == nullptr || a->struct_size != sizeof *a || (a->side != KVT_KEY && a->side != KVT_VALUE))
     return KVT_ERROR_INVALID_ARGUMENT;
-  if (!kvt::is_known_codec(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
+  if (!has_kernels(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
   if (!kvt::is_supported_head_dim(a->head_dim)) return KVT_ERROR_HEAD_DIM;
   if (a->n_rows == 0) return KVT_OK;
   if (a->n_kv_heads == 0 || a->n_kv_heads > 65535 || a->src == nullptr || !is_type(a->src_type) || a->cells == nullptr ||

@@ -41,7 +41,7 @@ __device__ void store_keys(const EncodeCall& call, const EncodedRows<kDim>& rows
     const int64_t cell = rows.cells[t];
     if (cell < 0) continue;
     const uint2 codes = *reinterpret_cast<const uint2*>(&rows.codes[t][8 * line]);
-    const size_t at = key_code_offset(kDim, static_cast<unsigned>(cell % kPageTokens), line, 0);
+    const size_t at = KeyPlanes(kDim, 4).offset(static_cast<unsigned>(cell % kPageTokens), line, 0);
     *reinterpret_cast<uint32_t*>(page_of(call, cell) + at) = codes.x | codes.y << 4;
   }
 }

@@ -1,4 +1,5 @@
-// The readable truth: plain loops in the order of format.md. Every kernel must emit the same bytes and decode to the same values.
+// The readable truth: plain loops in the order of format.md. Every kernel must emit the same bytes and decode to the same
+// values.
 #ifndef KVT_REFERENCE_REFERENCE_H
 #define KVT_REFERENCE_REFERENCE_H
 
@@ -16,8 +17,9 @@ void rotate_backward(const SignTable& signs, unsigned d, float* v);
 
 // Trellis codes of a rotated vector y [head_dim] (section 5, step 4): codes and quantised values.
 void encode_trellis(const SideLayout& layout, const float* y, uint8_t* codes, float* quantised);
-// Codes of one slot [head_dim], with the sketch sign in bit 3 for hybrid keys (sections 4.1, 4.2).
+// Codes of one slot [head_dim], with the sketch sign in bit 3 for hybrid keys (sections 4.1 to 4.3).
 void read_codes(const SideLayout& layout, const uint8_t* page, unsigned slot, uint8_t* codes);
+void write_codes(const SideLayout& layout, const uint8_t* codes, uint8_t* page, unsigned slot);
 // Positions of the codes in the level table (sections 3, 4.4).
 void level_indices(const SideLayout& layout, const uint8_t* codes, uint8_t* index);
 

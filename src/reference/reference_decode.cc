@@ -1,4 +1,4 @@
-// format.md sections 2 and 4.
+// format.md section 2.
 #include <cmath>
 #include <numbers>
 
@@ -10,31 +10,7 @@ namespace {
 
 float load_half(const uint8_t* p) { return half_to_float(static_cast<uint16_t>(p[0] | p[1] << 8)); }
 
-unsigned read_key_nibble(const uint8_t* page, unsigned d, unsigned slot, unsigned dim) {
-  return page[key_code_offset(d, slot, dim / 8, dim % 4)] >> (dim % 8 / 4 * 4) & 0xfu;
-}
-
-unsigned read_value_code(const uint8_t* page, unsigned d, unsigned slot, unsigned dim) {
-  const ValuePlanes planes(d);
-  const ValueSlot at(slot);
-  const uint8_t* group = page + at.group * planes.group_bytes() + at.offset;
-  auto nibble = [&](size_t line, unsigned w) { return group[line + size_t{4} * w] >> at.shift & 0xfu; };
-  const unsigned h = dim / 64, k = dim % 64 / 16, w = dim % 16;
-  if (h == planes.blocks) return nibble(planes.rest_line(k), w) & 7u;
-  if (k < 3) return nibble(planes.line(k, h), w) & 7u;
-  unsigned code = 0;
-  for (unsigned bit = 0; bit < 3; ++bit) code |= (nibble(planes.line(bit, h), w) >> 3) << bit;
-  return code;
-}
-
 }  // namespace
-
-void read_codes(const SideLayout& layout, const uint8_t* page, unsigned slot, uint8_t* codes) {
-  const unsigned d = layout.head_dim;
-  for (unsigned i = 0; i < d; ++i) {
-    codes[i] = static_cast<uint8_t>(layout.side == KVT_KEY ? read_key_nibble(page, d, slot, i) : read_value_code(page, d, slot, i));
-  }
-}
 
 void decode_row(const SideLayout& layout, const uint8_t* page, unsigned slot, float* x) {
   const unsigned d = layout.head_dim;

@@ -16,36 +16,42 @@ void store_half(uint8_t* dst, uint16_t h) {
 
 uint16_t stored_norm(float n) { return float_to_half(n < kHalfMax ? n : kHalfMax); }
 
-void write_key_nibble(uint8_t* page, unsigned d, unsigned slot, unsigned dim, unsigned nibble) {
-  uint8_t& byte = page[key_code_offset(d, slot, dim / 8, dim % 4)];
-  const unsigned shift = dim % 8 / 4 * 4;
-  byte = static_cast<uint8_t>((byte & ~(0xfu << shift)) | nibble << shift);
-}
-
-void write_key_codes(const SideLayout& layout, const uint8_t* codes, const uint8_t* signs, uint8_t* page, unsigned slot) {
+// Section 5, step 4, uniform levels: the largest coordinate gets the largest level.
+void encode_uniform(const SideLayout& layout, const float* y, uint8_t* codes, float* yq) {
+  float largest = 0;
+  for (unsigned i = 0; i < layout.head_dim; ++i) largest = std::max(largest, std::fabs(y[i]));
+  const float scale = static_cast<float>(kUniform7Largest) / largest;
   for (unsigned i = 0; i < layout.head_dim; ++i) {
-    write_key_nibble(page, layout.head_dim, slot, i, codes[i] | (layout.has_residual ? signs[i] << 3 : 0));
+    const float level = std::nearbyint(y[i] * scale);
+    codes[i] = static_cast<uint8_t>(static_cast<int>(level) + 64);
+    yq[i] = layout.table->step * level;
   }
 }
 
-void write_value_codes(const SideLayout& layout, const uint8_t* codes, uint8_t* page, unsigned slot) {
-  const ValuePlanes planes(layout.head_dim);
-  const ValueSlot at(slot);
-  uint8_t* group = page + at.group * planes.group_bytes() + at.offset;
-  auto write = [&](size_t line, unsigned w, unsigned nibble) {
-    uint8_t& byte = group[line + size_t{4} * w];
-    byte = static_cast<uint8_t>((byte & ~(0xfu << at.shift)) | nibble << at.shift);
-  };
-  for (unsigned h = 0; h < planes.blocks; ++h) {
-    for (unsigned k = 0; k < 3; ++k) {
-      for (unsigned w = 0; w < 16; ++w) {
-        const unsigned spread = codes[64 * h + 48 + w] >> k & 1u;
-        write(planes.line(k, h), w, codes[64 * h + 16 * k + w] | spread << 3);
-      }
-    }
+// Trellis codes of y times each scale; those whose levels point closest to y are kept, the first of equals.
+void encode_best_scale(const SideLayout& layout, const float* y, uint8_t* codes, float* yq) {
+  const unsigned d = layout.head_dim;
+  float best = -1;
+  for (unsigned i = 0; i < kTrellisScales; ++i) {
+    float scaled[kMaxHeadDim], tried_yq[kMaxHeadDim];
+    uint8_t tried[kMaxHeadDim];
+    for (unsigned j = 0; j < d; ++j) scaled[j] = layout.scales[i] * y[j];
+    encode_trellis(layout, scaled, tried, tried_yq);
+    const float along = ordered_dot(y, tried_yq, d), merit = along * along / ordered_dot(tried_yq, tried_yq, d);
+    if (merit <= best) continue;
+    best = merit;
+    std::copy(tried, tried + d, codes);
+    std::copy(tried_yq, tried_yq + d, yq);
   }
-  for (unsigned j = 0; j < planes.rest; ++j) {
-    for (unsigned w = 0; w < 16; ++w) write(planes.rest_line(j), w, codes[64 * planes.blocks + 16 * j + w]);
+}
+
+void encode_scalar(const SideLayout& layout, const float* y, uint8_t* codes, float* yq) {
+  const LevelTable& table = *layout.table;
+  for (unsigned i = 0; i < layout.head_dim; ++i) {
+    codes[i] = 0;
+    for (unsigned j = 0; j + 1 < table.n_levels(); ++j)
+      codes[i] = static_cast<uint8_t>(codes[i] + (y[i] > table.thresholds[j]));
+    yq[i] = table.step * static_cast<float>(table.levels[codes[i]]);
   }
 }
 
@@ -59,11 +65,10 @@ void encode_f16(const SideLayout& layout, const float* x, uint8_t* page, unsigne
 void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigned slot) {
   if (layout.codec == KVT_CODEC_F16) return encode_f16(layout, x, page, slot);
   const unsigned d = layout.head_dim;
-  const LevelTable& table = *layout.table;
   const float root_d = std::sqrt(static_cast<float>(d));
 
   const float n = std::sqrt(ordered_dot(x, x, d));  // step 1
-  uint8_t codes[kMaxHeadDim] = {}, signs[kMaxHeadDim] = {};
+  uint8_t codes[kMaxHeadDim] = {};
   uint16_t norm = 0, residual = 0;
   if (!std::isfinite(n)) {  // step 2; a value that is not finite, or a sum that overflowed
     norm = residual = kHalfNan;
@@ -73,13 +78,10 @@ void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigne
     rotate_forward(kSignsRotation, d, y);  // step 3
     const float inverse = 1.0f / n;
     for (unsigned i = 0; i < d; ++i) y[i] *= inverse;
-    if (table.trellis) {  // step 4
-      encode_trellis(layout, y, codes, yq);
+    if (layout.table->trellis) {  // step 4
+      layout.scales != nullptr ? encode_best_scale(layout, y, codes, yq) : encode_trellis(layout, y, codes, yq);
     } else {
-      for (unsigned i = 0; i < d; ++i) {
-        for (unsigned j = 0; j + 1 < table.n_levels(); ++j) codes[i] = static_cast<uint8_t>(codes[i] + (y[i] > table.thresholds[j]));
-        yq[i] = table.step * static_cast<float>(table.levels[codes[i]]);
-      }
+      layout.code_bits == 8 ? encode_uniform(layout, y, codes, yq) : encode_scalar(layout, y, codes, yq);
     }
     if (layout.codec == KVT_CODEC_HYBRID) {  // step 5
       norm = stored_norm(n);
@@ -93,16 +95,12 @@ void encode_row(const SideLayout& layout, const float* x, uint8_t* page, unsigne
       for (unsigned i = 0; i < d; ++i) e[i] = y[i] - yq[i];
       residual = stored_norm((n * std::sqrt(ordered_dot(e, e, d))) * (1.0f / root_d));
       rotate_forward(kSignsSketch, d, e);
-      for (unsigned i = 0; i < d; ++i) signs[i] = e[i] < 0;
+      for (unsigned i = 0; i < d; ++i) codes[i] = static_cast<uint8_t>(codes[i] | (e[i] < 0) << 3);
     }
   }
   store_half(page + layout.norm_offset + 2 * size_t{slot}, norm);
   if (layout.has_residual) store_half(page + layout.residual_offset + 2 * size_t{slot}, residual);
-  if (layout.side == KVT_KEY) {
-    write_key_codes(layout, codes, signs, page, slot);
-  } else {
-    write_value_codes(layout, codes, page, slot);
-  }
+  write_codes(layout, codes, page, slot);
 }
 
 }  // namespace kvt::reference
