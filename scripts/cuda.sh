@@ -52,7 +52,7 @@ if wants sanitizer; then
   sanitizer="$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)" || fail "no compute-sanitizer: it comes with the CUDA toolkit; leave it out with --only"
   # Small shapes: the tools slow kernels down a hundredfold and more.
   for tool in memcheck racecheck initcheck; do
-    for run in "cuda_encode_test *OneRow*:*ShiftedRows*" "cuda_attend_test *Types*:*SameResultTwice*:*GraphReplay*"; do
+    for run in "cuda_encode_test *OneRow*:*ShiftedRows*" "cuda_attend_test *Types*:*SameResultTwice*:*GraphReplay*:*Groups*:*Masks*"; do
       read -r test filter <<<"$run"
       echo "compute-sanitizer --tool $tool $test $filter"
       "$sanitizer" --tool "$tool" --error-exitcode 1 "$bin/$test" --gtest_brief=1 --gtest_filter="$filter" | tail -n 4 || status=1

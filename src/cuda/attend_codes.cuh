@@ -166,14 +166,14 @@ template <class Codes, class Shape>
 __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(const __grid_constant__ AttendCall call) {
   constexpr int kRowBlocks = Shape::kRowBlocks, N = 2 * kRowBlocks;
   extern __shared__ __align__(128) char memory[];
-  __shared__ __align__(8) uint64_t barriers[kMaxPageWarps * kStages];
+  __shared__ __align__(8) uint64_t barriers[kMaxPageWarps * Shape::Ring::kBarriers];
   const kvt_cuda_attention& args = call.args;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
   const int n_row_warps = call.n_row_warps, n_page_warps = blockDim.x / 32 / n_row_warps;
   const int row_warp = warp % n_row_warps, page_warp = warp / n_row_warps;
   const int base_row = blockIdx.y * n_row_warps * Shape::kRows, first_row = base_row + row_warp * Shape::kRows;
-  typename Shape::Ring ring(memory + page_warp * kStages * Shape::Ring::kStageBytes, barriers + page_warp * kStages, page_warp,
-                            n_row_warps);
+  typename Shape::Ring ring(memory + page_warp * kStages * Shape::Ring::kStageBytes,
+                            barriers + page_warp * Shape::Ring::kBarriers, page_warp, n_row_warps);
   const QueryArea<Shape> queries(memory + Shape::ring_bytes(n_page_warps), n_row_warps);
   float* combine_area = reinterpret_cast<float*>(memory + Shape::ring_bytes(n_page_warps) + Shape::query_bytes(n_row_warps));
   if (row_warp == 0) ring.initialise();
