@@ -34,7 +34,7 @@ size_t estimated_bytes(const ggml_tensor* t) {
   const size_t n_cells = round_up(static_cast<size_t>(t->ne[1]), KVT_PAGE_TOKENS);
   size_t n_exact = 0;
   if (codec != KVT_CODEC_F16) {
-    n_exact = static_cast<size_t>(options.n_exact + options.n_recent) + (options.n_recent > 0 ? RecentRows::kSlack : 0);
+    n_exact = static_cast<size_t>(options.n_exact) + RecentRows::capacity_for(static_cast<size_t>(options.n_recent));
   }
   return round_up((token_bytes * n_cells + n_exact * t->nb[1]) * static_cast<size_t>(t->ne[2] * t->ne[3]), os_page_bytes());
 }

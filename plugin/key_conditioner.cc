@@ -82,7 +82,7 @@ void KeyConditioner::learn_from_rows(const float* rows, size_t n_rows) {
 }
 
 // The score error of channel i is proportional to (error of the key) * (query): with key spread sigma_i and query rms q_i, the sum
-// over channels is least for scale_i = sqrt(sigma_i / q_i) (algorithm.md 5).
+// over channels is least for scale_i = sqrt(sigma_i / q_i) (algorithm.md 6).
 void KeyConditioner::estimate(size_t first_row) {
   const auto width = static_cast<size_t>(n_heads_ * head_dim_);
   const size_t n_rows = kept_.size() / width - first_row;

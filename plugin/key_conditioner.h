@@ -1,4 +1,4 @@
-// Key conditioning (docs/algorithm.md 5): keys are stored as (k - mean) / scale, one mean and scale for each kv head of a layer.
+// Key conditioning (docs/algorithm.md 6): keys are stored as (k - mean) / scale, one mean and scale for each kv head of a layer.
 //
 // Learnt from the first keys and queries of a cache, then frozen until the cache is cleared. While learning, the raw keys are kept,
 // so that what was stored with an early estimate is stored again with the better one; a first batch of kEnoughRows or more is learnt

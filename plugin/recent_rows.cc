@@ -11,7 +11,7 @@ RecentRows::RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t
       n_heads_(n_heads),
       head_dim_(head_dim),
       window_(window),
-      capacity_(window + kSlack),
+      capacity_(capacity_for(window)),
       size_(n_streams, 0),
       cells_(n_streams * capacity_, -1),
       rows_(n_streams * n_heads * capacity_ * head_dim, 0) {}

@@ -30,6 +30,8 @@ class RecentRows {
  public:
   // Entries kept beyond a window: room to append without moving rows each time, and for a few entries that are not seen.
   static constexpr size_t kSlack = 8;
+  // Entries of a stream. A window of 0: no rows are kept.
+  static constexpr size_t capacity_for(size_t window) { return window > 0 ? window + kSlack : 0; }
 
   // A batch of new rows, from begin_batch to the end of its graph.
   struct Batch {

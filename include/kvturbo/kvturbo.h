@@ -208,7 +208,7 @@ typedef struct kvt_attention {
   float* out; /* [n_streams, n_queries, n_heads, head_dim_v] fp32, head_dim contiguous; not aliased with any input */
   size_t out_query_stride, out_head_stride, out_stream_stride;
 
-  /* Conditioned keys (docs/algorithm.md 5): where keys were encoded as (k - mean) / scale with one mean and scale a kv head,
+  /* Conditioned keys (docs/algorithm.md 6): where keys were encoded as (k - mean) / scale with one mean and scale a kv head,
    * key_scale [n_kv_heads, head_dim_k] undoes the scale on the query side. The mean adds one constant to every score of a query,
    * which softmax ignores; only exact rows, which are raw, must be put on the same footing: key_mean, with the same stride.
    * NULL = none (ones, zeros). Not for f16. */
