@@ -29,8 +29,10 @@ import json, sys
 rows = json.load(sys.stdin)
 assert [row["cache"] for row in rows] == sys.argv[1].split(","), rows
 for row in rows:
-    assert list(row) == ["cache", "test", "depth", "threads", "tokens_per_second", "ratio_stock_f16"], list(row)
+    assert list(row) == ["model", "cache", "test", "depth", "threads", "tokens_per_second", "ratio_stock_f16", "kv_bytes_per_token",
+                         "kv_bytes_fixed", "kv_bytes_per_token_f16", "active_weight_bytes"], list(row)
     assert row["tokens_per_second"] > 0 and row["ratio_stock_f16"] > 0, row
+    assert 0 < row["kv_bytes_per_token"] <= row["kv_bytes_per_token_f16"] < row["active_weight_bytes"], row
 PYTHON
 
 # The kernels alone. One f16 row for each shape comes on top of the codecs asked for.
