@@ -2,6 +2,7 @@
 
 #include "child_process.h"
 #include "cli_error.h"
+#include "machine_info.h"
 #include "measured_tables.h"
 #include "model_catalogue.h"
 #include "model_store.h"
@@ -63,16 +64,6 @@ std::uint64_t parse_memory(const std::string& text) {
     throw CliError(kExitUsage, "--memory " + text, "is no size of memory", "give one such as 16G or 512M");
   }
   return static_cast<std::uint64_t>(value * std::exp2(unit == 0 ? 0 : 10.0 * static_cast<double>(power + 1)));
-}
-
-// What Linux can give to a new program; 0 if it does not say.
-std::uint64_t available_memory() {
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string line; std::getline(meminfo, line);) {
-    unsigned long long kib;
-    if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kib) == 1) return std::uint64_t{kib} << 10;
-  }
-  return 0;
 }
 
 SpeedCurve built_in_curve() {
@@ -147,7 +138,7 @@ EstimateResult estimate(const EstimateOptions& options) {
   result.n_tokens = options.n_tokens != 0       ? options.n_tokens
                     : shape.context_length != 0 ? shape.context_length * options.n_slots
                                                 : 4096;
-  result.memory_bytes = options.memory.empty() ? available_memory() : parse_memory(options.memory);
+  result.memory_bytes = options.memory.empty() ? memory_info().available_bytes : parse_memory(options.memory);
 
   const SpeedCurve curve = options.bench_path.empty() ? built_in_curve() : curve_of_file(options.bench_path);
   result.speed_basis =
@@ -187,11 +178,6 @@ EstimateResult estimate(const EstimateOptions& options) {
 }
 
 // ---- what people read
-
-std::string gib(std::uint64_t bytes) {
-  const double mib = static_cast<double>(bytes) / 1048576;
-  return mib < 1024 ? fmt::format("{:.1f} MiB", mib) : fmt::format("{:.2f} GiB", mib / 1024);
-}
 
 std::string joined(const std::set<std::string>& parts) { return fmt::format("{}", fmt::join(parts, ", ")); }
 
