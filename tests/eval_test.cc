@@ -172,6 +172,17 @@ TEST(SvgChart, DrawsPointsAndEscapesText) {
   EXPECT_EQ(count(svg, "inf"), 0u);
 }
 
+TEST(SvgChart, LinearAxesBeginAtZero) {
+  Chart chart{.title = "", .x_label = "", .y_label = "", .series = {{"s", {{0, 10, ""}, {2048, 0, ""}, {4096, -1, ""}}}}};
+  EXPECT_EQ(chart_svg(chart), "");  // logarithmic: no point has x > 0 and y > 0
+  chart.x_scale = chart.y_scale = AxisScale::kLinear;
+  const std::string svg = chart_svg(chart);
+  EXPECT_EQ(count(svg, "<circle"), 3u);  // two points and the legend; -1 is left out
+  EXPECT_EQ(count(svg, ">1024<"), 1u);
+  EXPECT_EQ(count(svg, "nan"), 0u);
+  EXPECT_EQ(count(svg, "inf"), 0u);
+}
+
 TEST(SvgChart, OnePointAndNone) {
   const std::string one = chart_svg({.title = "", .x_label = "", .y_label = "", .series = {{"s", {{4.5, 0.05, ""}}, false}}});
   EXPECT_EQ(count(one, "nan"), 0u);
