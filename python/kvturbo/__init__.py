@@ -6,9 +6,13 @@
     out = codec.attend(q, keys, values, n_cells=1000)           # q: float [queries, query heads, 128]
 """
 
+from pathlib import Path as _Path
+
 from ._library import PAGE_TOKENS, Error
 from .codec import Codec, RecentRows, Side, codec_names, library_version, page_bytes
 from .header import Header
 
 __version__ = library_version()
-__all__ = ["PAGE_TOKENS", "Codec", "Error", "Header", "RecentRows", "Side", "codec_names", "library_version", "page_bytes"]
+INCLUDE_FOLDER = str(_Path(__file__).parent / "include")  # kvturbo/kvturbo.h, of the wheel
+LIBRARY_FOLDER = str(_Path(__file__).parent / "lib")  # for -L and the run path
+__all__ = ["INCLUDE_FOLDER", "LIBRARY_FOLDER", "PAGE_TOKENS", "Codec", "Error", "Header", "RecentRows", "Side", "codec_names", "library_version", "page_bytes"]
