@@ -16,6 +16,9 @@ constexpr size_t kSkippedRows = 4;
 // Estimates from few rows lean towards no conditioning: as if this many rows of average spread, around zero, had been seen.
 constexpr double kPriorRows = 4;
 constexpr double kPriorMeanRows = 0.5;
+// 1/2 is best for channels whose spread never changes. Rotary positions turn channels into one another, and what the first keys show is
+// only roughly true at depth.
+constexpr double kScaleExponent = 3.0 / 8;
 // Scales stay within this factor of the head's typical scale, so that no channel can vanish.
 constexpr double kLargestScale = 16;
 
@@ -94,7 +97,7 @@ void KeyConditioner::learn_from_rows(const float* rows, size_t n_rows) {
 }
 
 // The score error of channel i is proportional to (error of the key) * (query): with key spread sigma_i and query rms q_i, the sum
-// over channels is least for scale_i = sqrt(sigma_i / q_i) (algorithm.md 6).
+// over channels is least for scale_i = (sigma_i / q_i)^(1/2) (algorithm.md 6).
 void KeyConditioner::estimate(size_t first_row) {
   const auto width = static_cast<size_t>(n_heads_ * head_dim_);
   // Later keys have means of their own.
@@ -128,7 +131,7 @@ void KeyConditioner::estimate(size_t first_row) {
     for (size_t i = 0; i < d; ++i) {
       const double sigma2 = (spread[i] + kPriorRows * mean_spread) / (n + kPriorRows);
       const double q2 = n_queries_ > 0 ? (query[i] * n_queries_ + kPriorRows * mean_query) / (n_queries_ + kPriorRows) : 1.0;
-      scale[i] = std::sqrt(std::sqrt(sigma2 / q2));
+      scale[i] = std::pow(sigma2 / q2, kScaleExponent / 2);
       log_scale += std::log(scale[i]) / static_cast<double>(d);
       is_finite = is_finite && std::isfinite(scale[i]) && scale[i] > 0 && std::isfinite(mean[i]);
     }
