@@ -8,6 +8,7 @@
 #include "cache_image.h"
 #include "cache_rows.h"
 #include "fit_probe.h"
+#include "metrics.h"
 #include "startup_report.h"
 
 namespace kvt::plugin {
@@ -102,6 +103,7 @@ void begin_set_rows(SetRowsTask* task) {
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const OperationTimer timer(counters().encode_ns, part);
   const auto* task = static_cast<const SetRowsTask*>(user_data);
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
@@ -176,6 +178,7 @@ void run_learn(ggml_tensor*, int part, int, void* user_data) {
 }
 
 void run_store_kept(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const OperationTimer timer(counters().encode_ns, part);
   const auto* task = static_cast<const LearnTask*>(user_data);
   CacheTensor* keys = task->keys;
   const KeyConditioner* conditioner = keys->conditioner();
@@ -381,6 +384,7 @@ void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const AttendTask*>(user_data);
   if (part == 0 && task->is_probe_due) probe(*task);
   if (part == 0 && task->teaches) add_queries(*task->node->src[0], *task->keys.cache, task->keys.cache->conditioner());
+  const OperationTimer timer(counters().attend_ns, part);
   kvt_attention a = task->shape;
   a.q = static_cast<const float*>(task->node->src[0]->data);
   a.mask = task->node->src[3] != nullptr ? static_cast<const uint16_t*>(task->node->src[3]->data) : nullptr;

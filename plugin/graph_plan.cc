@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cache_buffer.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 
 namespace kvt::plugin {
@@ -85,7 +86,9 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
 // What changes from step to step although the graph is the same: the newest rows.
 bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
+  ++counters().graphs;
   for (SetRowsTask& task : set_rows_tasks_) {
+    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     begin_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];

@@ -13,6 +13,7 @@
 #include "cache_buffer.h"
 #include "cache_buffer_type.h"
 #include "codec_store.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "wrapped_device.h"
 
@@ -190,6 +191,7 @@ void report_layout() {
   });
   g_reported = live;  // forgets buffers that are gone: a new one may get the same address
   if (all.n_layers == 0) return;
+  metrics_layout_changed();
   if (fresh.n_layers > 0 && (!g_options.is_quiet || !fresh.not_compressed.empty())) say(line_of(fresh));
   write_json(all);
 }
@@ -197,6 +199,7 @@ void report_layout() {
 void report_score_error(const CacheTensor& keys, double error) {
   // Measured on healthy models: below 0.5 nats at 4 bits, below 2 at 2 bits. Where a model falls apart, some layer has 3 to 20.
   constexpr double kTooMuch = 2.0;
+  if (error >= kTooMuch) ++counters().probe_warnings;
   {
     const std::lock_guard<std::mutex> lock(g_mutex);
     if (error <= g_largest_score_error) return;

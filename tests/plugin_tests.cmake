@@ -44,7 +44,7 @@ set_tests_properties(plugin.graph.conditioned PROPERTIES
   ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=k4v3")
 
 # In llama.cpp's programs.
-foreach(name bad_input memory plumbing server)
+foreach(name bad_input memory metrics plumbing server)
   add_test(NAME plugin.${name} COMMAND ${CMAKE_CURRENT_LIST_DIR}/plugin_${name}_test.sh)
   set_tests_properties(plugin.${name} PROPERTIES
     SKIP_RETURN_CODE 77
