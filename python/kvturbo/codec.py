@@ -196,7 +196,8 @@ class Codec:
         k_pages: uint8 [n_kv_heads, n_pages, page_bytes]; v_pages likewise. Cells 0 .. n_cells - 1 are attended.
         With one more axis [n_streams, ...] in front of q and both pages: independent sequences, and so of the result.
         scale: by default 1 / sqrt(head_dim_k).
-        mask: float [n_queries, n_cells] or [n_heads, n_queries, n_cells], added to the scores; or bool, True for cells to attend.
+        mask: float, added to the scores, or bool, True for cells to attend; [n_queries, n_cells], or with [n_heads] or
+            [n_streams, n_heads] in front, where 1 stands for the same for all.
         causal: the queries are the last n_queries cells, and each sees the cells up to its own. Not together with mask.
         slopes, sinks: float [n_heads]: ALiBi slopes that multiply the mask; one score more in the softmax's denominator.
         key_scale, key_means: where keys were encoded as (k - mean) / key_scale; key_scale: float [n_kv_heads, head_dim_k].
@@ -264,11 +265,12 @@ class Codec:
         a.q_stream_stride, a.q_query_stride, a.q_head_stride, _ = queries.strides
         a.out_stream_stride, a.out_query_stride, a.out_head_stride, _ = out.strides
 
-        bits = _mask(mask, causal, n_queries, n_heads, n_cells)
+        bits = _mask(mask, causal, n_streams, n_heads, n_queries, n_cells)
         if bits is not None:
             kept["mask"] = bits
             a.mask, a.mask_query_stride = _address(bits), bits.strides[-2]
-            a.mask_head_stride = bits.strides[0] if bits.ndim == 3 else 0
+            a.mask_stream_stride = bits.strides[0] if bits.shape[0] > 1 else 0
+            a.mask_head_stride = bits.strides[1] if bits.shape[1] > 1 else 0
         for name, array, shape in (("slopes", slopes, (n_heads,)), ("sinks", sinks, (n_heads,)),
                                    ("key_scale", key_scale, (n_kv_heads, self.head_dim_k))):
             if array is not None:
@@ -339,8 +341,8 @@ def _of_shape(array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarra
     return array
 
 
-def _mask(mask: Any, causal: bool, n_queries: int, n_heads: int, n_cells: int) -> np.ndarray | None:
-    """fp16 [n_queries, n_cells] or [n_heads, n_queries, n_cells], cells contiguous; None for no mask."""
+def _mask(mask: Any, causal: bool, n_streams: int, n_heads: int, n_queries: int, n_cells: int) -> np.ndarray | None:
+    """fp16 [n_streams or 1, n_heads or 1, n_queries, n_cells], cells contiguous; None for no mask."""
     if causal:
         if mask is not None:
             raise ValueError("causal and mask exclude each other: put the causal part into the mask")
@@ -353,5 +355,9 @@ def _mask(mask: Any, causal: bool, n_queries: int, n_heads: int, n_cells: int) -
     if values.dtype == bool:
         values = np.where(values, np.float16(0), np.float16(-np.inf))
     values = np.ascontiguousarray(floats(values, "mask", np.float16))
-    shape = (n_queries, n_cells) if values.ndim == 2 else (n_heads, n_queries, n_cells)
-    return _of_shape(values, shape, "mask")
+    full = values.reshape((1,) * max(0, 4 - values.ndim) + values.shape)
+    allowed = ({1, n_streams}, {1, n_heads}, {n_queries}, {n_cells})
+    if values.ndim < 2 or full.ndim != 4 or any(size not in sizes for size, sizes in zip(full.shape, allowed)):
+        raise ValueError(f"mask has shape {list(values.shape)}: it must be [{n_streams} or 1, {n_heads} or 1, {n_queries}, {n_cells}], "
+                         "or without the first axes")
+    return full

@@ -205,6 +205,14 @@ class Attention(Base):
         self.assert_close(got[0], plain_attention(self.q, self.k, self.v, self.scale), KERNEL_ERROR)
         self.assert_close(got[1], plain_attention(self.q / 2, self.k[::-1], self.v[::-1], self.scale), KERNEL_ERROR)
 
+    def test_masks_of_streams(self):
+        pages = [np.stack([p, p]) for p in (self.k_pages, self.v_pages)]
+        seen = np.ones((2, 1, 4, self.cells), bool)
+        seen[1, ..., :100] = False
+        got = self.codec.attend(np.stack([self.q, self.q]), *pages, self.cells, mask=seen)
+        self.assert_close(got[0], plain_attention(self.q, self.k, self.v, self.scale), KERNEL_ERROR)
+        self.assert_close(got[1], plain_attention(self.q, self.k[:, 100:], self.v[:, 100:], self.scale), KERNEL_ERROR)
+
     def test_many_threads_share_a_codec(self):
         wanted = self.codec.attend(self.q, self.k_pages, self.v_pages, self.cells)
         results = [None] * 4
