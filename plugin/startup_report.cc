@@ -154,7 +154,7 @@ void write_json(const Summary& sum) {
   }
   const std::string json =
       "{\"codec\": " + quoted(codecs_of(sum)) + ", \"isa\": " + quoted(codec_store_isa()) +
-      ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 1) +
+      ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 6) +
       ", \"kv_bytes_per_token_f16\": " + number(sum.token_bytes_f16, 1) + ", \"ratio\": " + number(sum.ratio(), 4) +
       ", \"kv_bytes_fixed\": " + std::to_string(sum.fixed_bytes) +
       (g_largest_score_error >= 0 ? ", \"score_error\": " + number(g_largest_score_error, 3) : "") +
