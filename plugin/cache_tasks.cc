@@ -46,7 +46,7 @@ void keep_rows(const SetRowsTask* task) {
 
 }  // namespace
 
-void begin_set_rows(SetRowsTask* task) {
+void plan_set_rows(SetRowsTask* task) {
   RecentRows* recent = task->cache->recent();
   const ggml_tensor* index = task->node->src[1];
   task->has_batch = false;
@@ -55,29 +55,33 @@ void begin_set_rows(SetRowsTask* task) {
   bool is_known = owner_of(index)->op == host().op.none;
   const auto n = static_cast<size_t>(task->node->src[0]->ne[1]);
   task->batch.rows.resize(n);
-  std::vector<int32_t> cells(n);
   for (size_t i = 0; is_known && i < n; ++i) {
     const int64_t row = task->first_row + row_index(index, static_cast<int64_t>(i));
     is_known = row >= 0 && row < task->cache->n_rows();
     task->batch.rows[i].stream = static_cast<int32_t>(row / task->cache->n_cells());
-    cells[i] = static_cast<int32_t>(row % task->cache->n_cells());
+    task->batch.rows[i].cell = static_cast<int32_t>(row % task->cache->n_cells());
   }
   if (!is_known) return recent->clear();
-  recent->begin_batch(cells.data(), &task->batch);
-  task->cache->probe_schedule().add_rows(static_cast<int64_t>(n));
+  recent->plan_batch(&task->batch);
   task->has_batch = true;
+}
+
+void begin_set_rows(SetRowsTask* task) noexcept {
+  if (!task->has_batch) return;
+  task->cache->recent()->begin_batch(&task->batch);
+  task->cache->probe_schedule().add_rows(task->node->src[0]->ne[1]);
 }
 
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
-  const auto* task = static_cast<const SetRowsTask*>(user_data);
+  auto* task = static_cast<SetRowsTask*>(user_data);
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
   const size_t src_stride = rows->nb[1] / sizeof(float);
   for (int64_t head = part; task->has_batch && head < cache->n_heads(); head += n_parts) {
-    cache->recent()->write_batch(task->batch, static_cast<size_t>(head),
+    cache->recent()->write_batch(&task->batch, static_cast<size_t>(head),
                                  static_cast<const float*>(rows->data) + head * cache->head_dim(), src_stride);
   }
   if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
@@ -292,6 +296,13 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   a.q = static_cast<const float*>(q->data);
   a.out = static_cast<float*>(node->data);
   return kvt_attend_workspace_bytes(task->codec, &a, 1) > 0;  // 0: the library cannot do it, for instance so large a group
+}
+
+void plan_attend(AttendTask* task) {
+  if (!task->takes_recent) return;
+  size_t most = 0;
+  for (const AttendTask::Side& side : {task->keys, task->values}) most = std::max(most, side.cache->recent()->most_entries(side.batch()));
+  task->recent_cells.reserve(task->shape.n_streams * most);
 }
 
 void begin_attend(AttendTask* task) {

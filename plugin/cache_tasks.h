@@ -13,6 +13,7 @@ namespace kvt::plugin {
 // Shared by the tasks of a plan.
 struct TaskShared {
   std::atomic<bool> has_failed{false};
+  std::atomic<bool> has_run_out_of_memory{false};
   char* scratch = nullptr;  // f16 rows for operations that need plain tensors
   void* attend_workspace = nullptr;
   int n_threads = 0;  // that the workspace is made for
@@ -29,8 +30,10 @@ struct SetRowsTask {
   // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
   bool awaits_learning = false;
 };
-// Before the graph runs: enters the rows among the newest ones.
-void begin_set_rows(SetRowsTask* task);
+// Before the graph runs: plans to enter the rows among the newest ones (RecentRows::plan_batch).
+void plan_set_rows(SetRowsTask* task);
+// Enters them.
+void begin_set_rows(SetRowsTask* task) noexcept;
 // True if the task can do the node.
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
 void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);
@@ -66,7 +69,9 @@ struct AttendTask {
 };
 // Fills shape, codec and slopes. False if the node is none that kvt_attend_thread can do.
 bool make_attend_task(const ggml_tensor* node, AttendTask* task);
-// Before the graph runs, after begin_set_rows: which of the newest rows it attends exactly.
+// Before the graph runs, after plan_set_rows: takes the memory for begin_attend.
+void plan_attend(AttendTask* task);
+// After begin_set_rows: which of the newest rows it attends exactly.
 void begin_attend(AttendTask* task);
 void run_attend(ggml_tensor* dst, int part, int n_parts, void* task);
 

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cache_buffer.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 
 namespace kvt::plugin {
@@ -53,7 +54,8 @@ bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
 }
 
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
-  shared_.has_failed = false;
+  shared_.has_failed = shared_.has_run_out_of_memory = false;
+  has_begun_ = false;
   if (graph->n_nodes == 0) return graph;
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
@@ -84,7 +86,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
 bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
   for (SetRowsTask& task : set_rows_tasks_) {
-    begin_set_rows(&task);
+    plan_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];
     *most = std::max(*most, task.cache->recent()->memory_values(task.batch));
@@ -96,11 +98,26 @@ bool GraphPlan::begin_step() {
     if (batch_rows_[side] == nullptr) return false;
     batch_values_[side] = n_values[side];
   }
-  for (SetRowsTask& task : set_rows_tasks_) task.batch.memory = batch_rows_[task.cache->side()].get();
+  for (AttendTask& task : attend_tasks_) plan_attend(&task);
+  // Nothing fails from here on, so the lists of the newest rows change together.
+  has_begun_ = true;
+  // The library's counters, which a step that failed may have left in the middle.
+  if (shared_.attend_workspace != nullptr) std::memset(shared_.attend_workspace, 0, kAlignment);
+  for (SetRowsTask& task : set_rows_tasks_) {
+    task.batch.memory = batch_rows_[task.cache->side()].get();
+    begin_set_rows(&task);
+  }
   for (AttendTask& task : attend_tasks_) {
     if (!has_write_after_attention_) begin_attend(&task);
   }
   return true;
+}
+
+void GraphPlan::end_step(bool is_done) noexcept {
+  for (const SetRowsTask& task : set_rows_tasks_) {
+    if (has_begun_ && !is_done && task.has_batch) task.cache->recent()->abandon_batch(task.batch);
+  }
+  has_begun_ = false;
 }
 
 void GraphPlan::build(const ggml_cgraph* graph) {
@@ -110,6 +127,7 @@ void GraphPlan::build(const ggml_cgraph* graph) {
   learn_tasks_.clear();
   attend_tasks_.clear();
   image_tasks_.clear();
+  calls_.clear();
   in_scratch_.clear();
   is_changed_ = has_write_after_attention_ = false;
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
@@ -246,10 +264,16 @@ void GraphPlan::move_to_scratch(ggml_tensor* shadow, const std::map<CacheTensor*
   in_scratch_.push_back({shadow, range.scratch_offset + in_range});
 }
 
+void GraphPlan::run_call(ggml_tensor* dst, int part, int n_parts, void* user_data) {
+  const auto* call = static_cast<const Call*>(user_data);
+  if (!completes([&] { call->run(dst, part, n_parts, call->task); })) call->shared->has_run_out_of_memory = true;
+}
+
 // A node that ggml runs as our function. It keeps the shape and the address of the host's node.
 void GraphPlan::add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task) {
   ggml_tensor* custom = add_shadow(node);
-  const ggml_custom_op_params params = {run, GGML_N_TASKS_MAX, task};
+  calls_.push_back({run, task, &shared_});
+  const ggml_custom_op_params params = {run_call, GGML_N_TASKS_MAX, &calls_.back()};
   custom->op = host().op.custom;
   std::memset(custom->op_params, 0, sizeof(custom->op_params));
   std::memcpy(custom->op_params, &params, sizeof(params));
@@ -287,7 +311,6 @@ bool GraphPlan::allocate(int n_threads) {
       workspace_bytes_ = 0;
       return false;
     }
-    std::memset(shared_.attend_workspace, 0, kAlignment);  // the library's barrier
   }
   return true;
 }
