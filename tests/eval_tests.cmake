@@ -2,7 +2,7 @@
 # Included by tests/CMakeLists.txt where the program is built.
 set(cli ${PROJECT_SOURCE_DIR}/cli)
 add_executable(eval_test ${CMAKE_CURRENT_LIST_DIR}/eval_test.cc
-  ${cli}/cli_options.cc ${cli}/eval_settings.cc ${cli}/gguf_header.cc ${cli}/perplexity_output.cc ${cli}/svg_chart.cc)
+  ${cli}/cli_options.cc ${cli}/eval_settings.cc ${cli}/perplexity_output.cc ${cli}/svg_chart.cc)
 target_include_directories(eval_test PRIVATE ${cli})
 find_package(CLI11 REQUIRED)
 find_package(fmt REQUIRED)

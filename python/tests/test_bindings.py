@@ -173,12 +173,15 @@ class Attention(Base):
         self.check(plain_attention(self.q, self.k, self.v, self.scale, sinks=sinks, softcap=2.0), sinks=sinks, logit_softcap=2.0)
 
     def test_conditioned_keys(self):
-        mean = 5 * gaussian(self.kv_heads, self.head_dim, seed=4)
+        means = kvturbo.KeyMeans.of(5 * gaussian(self.kv_heads, -(-self.cells // 64), self.head_dim, seed=4), n_cells=64)
+        mean = means.values()[:, np.arange(self.cells) // 64]
         channel = 1 + gaussian(self.kv_heads, self.head_dim, seed=5) ** 2
-        raw = self.keys * channel[:, None] + mean[:, None]
-        self.k_pages = self.codec.encode("key", (raw - mean[:, None]) / channel[:, None])
-        decoded = self.codec.decode("key", self.k_pages, self.cells) * channel[:, None] + mean[:, None]
-        self.check(plain_attention(self.q, decoded, self.v, self.scale), key_scale=channel, key_mean=mean)
+        raw = self.keys * channel[:, None] + mean
+        self.k_pages = self.codec.encode("key", (raw - mean) / channel[:, None])
+        decoded = self.codec.decode("key", self.k_pages, self.cells) * channel[:, None] + mean
+        self.check(plain_attention(self.q, decoded, self.v, self.scale), key_scale=channel, key_means=means)
+        with self.assertRaises(ValueError):
+            self.check(decoded, key_means=kvturbo.KeyMeans(means.codes[:, :1], means.units[:, :1], 64))
 
     def test_exact_and_recent_rows(self):
         n_exact, n_recent, window = 4, 10, 6
