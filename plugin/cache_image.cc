@@ -47,6 +47,7 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     if (std::memcmp(row, values->fp16.data() + static_cast<size_t>(i) * d, d * sizeof(ggml_fp16_t)) == 0) continue;
     host().ggml_fp16_to_fp32_row(row, values->fp32.data() + n_changed * d, cache->head_dim());
     cells[n_changed++] = chunk.cell + i;
+    if (cache->conditioner() != nullptr) cache->conditioner()->means().settle(chunk.stream, head, chunk.cell + i);
   }
   if (n_changed == 0) return;
   replace_cells(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
@@ -84,7 +85,24 @@ void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const g
   }
 }
 
+namespace {
+
+bool is_empty_row(const CacheTensor& cache, const ggml_fp16_t* row) {
+  return std::all_of(row, row + cache.n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; });
+}
+
+}  // namespace
+
 void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
+  if (cache->conditioner() != nullptr) {
+    std::vector<float> keys(static_cast<size_t>(cache->n_values()));
+    for (int64_t i = 0; i < n_rows; ++i) {
+      const ggml_fp16_t* row = src + i * cache->n_values();
+      if (is_empty_row(*cache, row)) continue;
+      host().ggml_fp16_to_fp32_row(row, keys.data(), cache->n_values());
+      cache->conditioner()->add_keys(first_row + i, keys.data());
+    }
+  }
   image_encode(cache, first_row, n_rows, src, 0, 1);
   RecentRows* recent = cache->recent();
   if (recent == nullptr) return;
@@ -92,7 +110,7 @@ void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const gg
   for (int64_t i = 0; i < n_rows; ++i, src += cache->n_values()) {
     const auto stream = static_cast<size_t>((first_row + i) / cache->n_cells());
     const auto cell = static_cast<int32_t>((first_row + i) % cache->n_cells());
-    if (std::all_of(src, src + cache->n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) {
+    if (is_empty_row(*cache, src)) {
       recent->forget(stream, cell, cell + 1);  // an empty cell
       continue;
     }
@@ -199,8 +217,12 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
       src_cell % kPageTokens == 0 && dst_cell % kPageTokens == 0 &&
       (n_rows % kPageTokens == 0 || (src_cell + n_rows == src->n_cells() && dst_cell + n_rows == dst->n_cells()));
   const bool has_exact_rows = src->n_exact() > 0 && (src_cell == 0 || dst_cell == 0);
-  if (!is_within_streams || !is_whole_pages || (has_exact_rows && src_cell != dst_cell)) return false;
-  if (dst->conditioner() != nullptr) dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  const bool is_moved = src_cell != dst_cell && dst->conditioner() != nullptr;  // means belong to their cells
+  if (!is_within_streams || !is_whole_pages || is_moved || (has_exact_rows && src_cell != dst_cell)) return false;
+  if (dst->conditioner() != nullptr) {
+    if (!dst->conditioner()->means().copy(src_row / src->n_cells(), dst_row / dst->n_cells(), src_cell, src_cell + n_rows)) return false;
+    dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  }
   if (has_exact_rows) {
     const size_t bytes = std::min(src->exact_stream_stride(), dst->exact_stream_stride());
     std::memcpy(dst->exact_row(dst_row / dst->n_cells(), 0, 0), src->exact_row(src_row / src->n_cells(), 0, 0), bytes);

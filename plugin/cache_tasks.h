@@ -29,11 +29,16 @@ struct SetRowsTask {
   bool has_batch = false;
   // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
   bool awaits_learning = false;
+  // Keys of cells that have no mean yet: run_begin_means comes before run_set_rows.
+  bool begins_mean = false;
 };
 // Before the graph runs: plans to enter the rows among the newest ones (RecentRows::plan_batch).
 void plan_set_rows(SetRowsTask* task);
 // Enters them.
 void begin_set_rows(SetRowsTask* task) noexcept;
+// Whether its cells need means first. What the host has put into src[1] is looked at.
+bool begins_mean(const SetRowsTask& task);
+void run_begin_means(ggml_tensor* dst, int part, int n_parts, void* task);
 // True if the task can do the node.
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
 void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);
