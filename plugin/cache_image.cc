@@ -47,9 +47,9 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     if (std::memcmp(row, values->fp16.data() + static_cast<size_t>(i) * d, d * sizeof(ggml_fp16_t)) == 0) continue;
     host().ggml_fp16_to_fp32_row(row, values->fp32.data() + n_changed * d, cache->head_dim());
     cells[n_changed++] = chunk.cell + i;
-    if (cache->conditioner() != nullptr) cache->conditioner()->means().settle(chunk.stream, head, chunk.cell + i);
   }
   if (n_changed == 0) return;
+  if (cache->conditioner() != nullptr) begin_mean(cache, chunk.stream, head, chunk.cell);  // a chunk lies in one page
   replace_cells(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
 }
 
@@ -75,34 +75,17 @@ void image_decode(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_fp
 
 void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src, int part, int n_parts) {
   HeadValues values(cache->head_dim());
-  int64_t n_units = 0;
   for (int64_t done = 0; done < n_rows;) {
     const RowChunk chunk = chunk_at(*cache, first_row + done, n_rows - done);
-    for (int64_t head = 0; head < cache->n_heads(); ++head, ++n_units) {
-      if (n_units % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
+    // One writer for each head of a stream: keys may begin a mean.
+    for (int64_t head = 0; head < cache->n_heads(); ++head) {
+      if ((chunk.stream + head) % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
     }
     done += chunk.n_rows;
   }
 }
 
-namespace {
-
-bool is_empty_row(const CacheTensor& cache, const ggml_fp16_t* row) {
-  return std::all_of(row, row + cache.n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; });
-}
-
-}  // namespace
-
 void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
-  if (cache->conditioner() != nullptr) {
-    std::vector<float> keys(static_cast<size_t>(cache->n_values()));
-    for (int64_t i = 0; i < n_rows; ++i) {
-      const ggml_fp16_t* row = src + i * cache->n_values();
-      if (is_empty_row(*cache, row)) continue;
-      host().ggml_fp16_to_fp32_row(row, keys.data(), cache->n_values());
-      cache->conditioner()->add_keys(first_row + i, keys.data());
-    }
-  }
   image_encode(cache, first_row, n_rows, src, 0, 1);
   RecentRows* recent = cache->recent();
   if (recent == nullptr) return;
@@ -110,7 +93,7 @@ void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const gg
   for (int64_t i = 0; i < n_rows; ++i, src += cache->n_values()) {
     const auto stream = static_cast<size_t>((first_row + i) / cache->n_cells());
     const auto cell = static_cast<int32_t>((first_row + i) % cache->n_cells());
-    if (is_empty_row(*cache, src)) {
+    if (std::all_of(src, src + cache->n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) {
       recent->forget(stream, cell, cell + 1);  // an empty cell
       continue;
     }

@@ -45,37 +45,41 @@ void keep_rows(const SetRowsTask* task) {
   }
 }
 
-// The means get to know the keys that come: each head by one thread.
-void add_keys(const SetRowsTask* task, int part, int n_parts) {
-  const ggml_tensor* rows = task->node->src[0];
-  CacheTensor* cache = task->cache;
-  for (int64_t i = 0; i < rows->ne[1]; ++i) {
-    const int64_t row = task->first_row + row_index(task->node->src[1], i);
-    if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
-    const auto* keys = reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(i) * rows->nb[1]);
-    for (int64_t head = part; head < cache->n_heads(); head += n_parts) {
-      cache->conditioner()->means().add_key(row / cache->n_cells(), head, row % cache->n_cells(), keys + head * cache->head_dim());
-    }
-  }
-}
-
 }  // namespace
 
-bool begins_mean(const SetRowsTask& task) {
-  const KeyConditioner* conditioner = task.cache->conditioner();
-  if (conditioner == nullptr || task.awaits_learning) return false;
-  const ggml_tensor* index = task.node->src[1];
-  if (owner_of(index)->op != host().op.none) return true;  // known too late: as if
-  for (int64_t i = 0; i < task.node->src[0]->ne[1]; ++i) {
-    const int64_t row = task.first_row + row_index(index, i);
-    if (row < 0 || row >= task.cache->n_rows()) return false;
-    if (conditioner->means().is_new(row / task.cache->n_cells(), row % task.cache->n_cells())) return true;
+void find_stages(SetRowsTask* task) {
+  task->later_stages.clear();
+  task->begins_mean = false;
+  const KeyConditioner* conditioner = task->cache->conditioner();
+  if (conditioner == nullptr || task->awaits_learning) return;
+  const ggml_tensor* index = task->node->src[1];
+  // Rows that the graph itself computes are known too late; no host does that. Their means are made in front of all.
+  task->begins_mean = owner_of(index)->op != host().op.none;
+  if (task->begins_mean) return;
+  std::pair<int64_t, int64_t> newest{-1, -1};  // stream and run whose mean is begun last
+  for (int64_t i = 0; i < task->node->src[0]->ne[1]; ++i) {
+    const int64_t row = task->first_row + row_index(index, i);
+    if (row < 0 || row >= task->cache->n_rows()) return;  // run_set_rows reports it
+    const int64_t stream = row / task->cache->n_cells(), cell = row % task->cache->n_cells();
+    const std::pair<int64_t, int64_t> at{stream, cell / KeyMeans::kCells};
+    if (at == newest || !conditioner->means().is_new(stream, cell)) continue;
+    newest = at;
+    i == 0 ? task->begins_mean = true : (task->later_stages.push_back(i), true);
   }
-  return false;
 }
 
 void run_begin_means(ggml_tensor*, int part, int n_parts, void* user_data) {
-  add_keys(static_cast<const SetRowsTask*>(user_data), part, n_parts);
+  const auto* stage = static_cast<const SetRowsStage*>(user_data);
+  const SetRowsTask& task = *stage->task;
+  CacheTensor* cache = task.cache;
+  int64_t last_row = -1;
+  for (int64_t i = stage->begin; i < stage->end; ++i) {
+    const int64_t row = task.first_row + row_index(task.node->src[1], i);
+    if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
+    if (last_row >= 0 && row / KeyMeans::kCells == last_row / KeyMeans::kCells && row / cache->n_cells() == last_row / cache->n_cells()) continue;
+    last_row = row;
+    for (int64_t head = part; head < cache->n_heads(); head += n_parts) begin_mean(cache, row / cache->n_cells(), head, row % cache->n_cells());
+  }
 }
 
 void plan_set_rows(SetRowsTask* task) {
@@ -108,21 +112,22 @@ void begin_set_rows(SetRowsTask* task) noexcept {
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   const OperationTimer timer(counters().encode_ns, part);
-  auto* task = static_cast<SetRowsTask*>(user_data);
+  const auto* stage = static_cast<const SetRowsStage*>(user_data);
+  SetRowsTask* task = stage->task;
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
   const size_t src_stride = rows->nb[1] / sizeof(float);
-  for (int64_t head = part; task->has_batch && head < cache->n_heads(); head += n_parts) {
+  const bool is_first = stage->begin == 0;
+  for (int64_t head = part; is_first && task->has_batch && head < cache->n_heads(); head += n_parts) {
     cache->recent()->write_batch(&task->batch, static_cast<size_t>(head),
                                  static_cast<const float*>(rows->data) + head * cache->head_dim(), src_stride);
   }
-  if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
+  if (is_first && cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
     if (part == 0) keep_rows(task);
     if (task->awaits_learning) return;
     if (part == 0) cache->conditioner()->set_stored();
   }
-  if (cache->conditioner() != nullptr && !task->begins_mean) add_keys(task, part, n_parts);
   int64_t cells[kMaxRowsAtOnce];
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
     int64_t run_begin = 0, run_stream = 0, n_run = 0;
@@ -133,7 +138,7 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
       encode_cells(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
       n_run = 0;
     };
-    for (int64_t i = 0; i < rows->ne[1]; ++i) {
+    for (int64_t i = stage->begin; i < stage->end; ++i) {
       const int64_t row = task->first_row + row_index(index, i);
       if (row < 0 || row >= cache->n_rows()) {
         task->shared->has_failed = true;

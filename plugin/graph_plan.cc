@@ -32,6 +32,17 @@ bool will_learn(const SetRowsTask& task) {
   return conditioner != nullptr && conditioner->will_learn(static_cast<size_t>(task.node->src[0]->ne[1]));
 }
 
+bool has_same_stages(const SetRowsTask& task) {
+  if (task.cache->conditioner() == nullptr) return true;
+  SetRowsTask now{};
+  now.node = task.node;
+  now.cache = task.cache;
+  now.first_row = task.first_row;
+  now.awaits_learning = task.awaits_learning;
+  find_stages(&now);
+  return now.begins_mean == task.begins_mean && now.later_stages == task.later_stages;
+}
+
 size_t last_byte(const ggml_tensor* t) {
   size_t at = sizeof(ggml_fp16_t) - 1;
   for (int i = 0; i < GGML_MAX_DIMS; ++i) at += static_cast<size_t>(t->ne[i] - 1) * t->nb[i];
@@ -51,9 +62,7 @@ bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
          n_threads <= shared_.n_threads && graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
          last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation() &&
          std::all_of(set_rows_tasks_.begin(), set_rows_tasks_.end(),
-                     [](const SetRowsTask& task) {
-                       return task.awaits_learning == will_learn(task) && task.begins_mean == begins_mean(task);
-                     });
+                     [](const SetRowsTask& task) { return task.awaits_learning == will_learn(task) && has_same_stages(task); });
 }
 
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
@@ -90,6 +99,7 @@ bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
   ++counters().graphs;
   for (SetRowsTask& task : set_rows_tasks_) {
+    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     plan_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];
@@ -109,7 +119,6 @@ bool GraphPlan::begin_step() {
   if (shared_.attend_workspace != nullptr) std::memset(shared_.attend_workspace, 0, kAlignment);
   for (SetRowsTask& task : set_rows_tasks_) {
     task.batch.memory = batch_rows_[task.cache->side()].get();
-    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     begin_set_rows(&task);
   }
   for (AttendTask& task : attend_tasks_) {
@@ -129,6 +138,7 @@ void GraphPlan::build(const ggml_cgraph* graph) {
   nodes_.clear();
   shadows_.clear();
   set_rows_tasks_.clear();
+  set_rows_stages_.clear();
   learn_tasks_.clear();
   attend_tasks_.clear();
   image_tasks_.clear();
@@ -181,12 +191,20 @@ void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
     has_write_after_attention_ = has_write_after_attention_ || task.keys.cache == cache || task.values.cache == cache;
   }
   const auto first_row = static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes());
-  set_rows_tasks_.push_back({&shared_, node, cache, first_row, {}});
-  SetRowsTask* task = &set_rows_tasks_.back();
+  SetRowsTask* task = &set_rows_tasks_.emplace_back();
+  task->shared = &shared_;
+  task->node = node;
+  task->cache = cache;
+  task->first_row = first_row;
   task->awaits_learning = will_learn(*task);
-  task->begins_mean = begins_mean(*task);
-  if (task->begins_mean) add_custom(node, run_begin_means, task);
-  add_custom(node, run_set_rows, task);
+  find_stages(task);
+  const int64_t n_rows = node->src[0]->ne[1];
+  for (size_t i = 0; i <= task->later_stages.size(); ++i) {
+    const int64_t begin = i == 0 ? 0 : task->later_stages[i - 1];
+    set_rows_stages_.push_back({task, begin, i < task->later_stages.size() ? task->later_stages[i] : n_rows});
+    if (i > 0 || task->begins_mean) add_custom(node, run_begin_means, &set_rows_stages_.back());
+    add_custom(node, run_set_rows, &set_rows_stages_.back());
+  }
 }
 
 // Whether keys wait to be stored, from this graph or an earlier one.

@@ -74,6 +74,7 @@ class GraphPlan {
   std::vector<ggml_tensor*> nodes_;
   std::deque<ggml_tensor> shadows_;
   std::deque<SetRowsTask> set_rows_tasks_;
+  std::deque<SetRowsStage> set_rows_stages_;
   std::deque<LearnTask> learn_tasks_;
   std::deque<AttendTask> attend_tasks_;
   std::deque<ImageTask> image_tasks_;

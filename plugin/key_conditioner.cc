@@ -73,12 +73,10 @@ size_t KeyConditioner::learn() {
     n_learnt_ = places_.size();
     first_to_store = 0;
   }
-  for (size_t i = first_to_store; i < places_.size(); ++i) add_keys(places_[i], kept_row(i));
+  for (size_t i = first_to_store; i < places_.size(); ++i) {
+    for (int64_t head = 0; head < n_heads_; ++head) means_.settle(places_[i] / n_cells_, head, places_[i] % n_cells_);
+  }
   return first_to_store;
-}
-
-void KeyConditioner::add_keys(int64_t place, const float* row) {
-  for (int64_t head = 0; head < n_heads_; ++head) means_.add_key(place / n_cells_, head, place % n_cells_, row + head * head_dim_);
 }
 
 void KeyConditioner::finish_pass() {

@@ -34,7 +34,7 @@ class RecentRows {
  public:
   // Entries kept beyond a window: room to append without moving rows each time, and for entries that are not seen. So many drafts can be
   // rejected and the window before them is still there.
-  static constexpr size_t kSlack = 4;
+  static constexpr size_t kSlack = 6;
   // Entries of a stream. A window of 0: no rows are kept.
   static constexpr size_t capacity_for(size_t window) { return window > 0 ? window + kSlack : 0; }
 
