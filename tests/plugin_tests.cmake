@@ -20,7 +20,7 @@ target_link_libraries(recent_rows_test PRIVATE kvturbo_warnings GTest::gtest_mai
 add_test(NAME plugin.recent_rows COMMAND recent_rows_test)
 
 add_executable(key_means_test ${CMAKE_CURRENT_LIST_DIR}/key_means_test.cc ${PROJECT_SOURCE_DIR}/plugin/key_means.cc)
-target_include_directories(key_means_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin)
+target_include_directories(key_means_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin ${PROJECT_SOURCE_DIR}/include)
 target_link_libraries(key_means_test PRIVATE kvturbo_warnings GTest::gtest_main)
 add_test(NAME plugin.key_means COMMAND key_means_test)
 
@@ -66,3 +66,9 @@ foreach(name bad_input memory metrics plumbing server)
     TIMEOUT 600
     ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR};TEST_DEQUANTIZE=$<TARGET_FILE:plugin_dequantize>")
 endforeach()
+
+# The short forms of what docs/reliability.md lists.
+add_test(NAME reliability.quick COMMAND ${PROJECT_SOURCE_DIR}/scripts/reliability.sh --quick)
+set_tests_properties(reliability.quick PROPERTIES
+  TIMEOUT 600
+  ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL}")
