@@ -149,7 +149,7 @@ __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stre
     const int cell = first_cell + t / 4 * 16 + t % 4;
     __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
     if (__hisnan(norm)) is_nan |= 1u << t;
-    if (cell >= cells || cell < static_cast<int>(call.args.n_exact) || __hisnan(norm)) norm = __ushort_as_half(0);
+    if (cell >= cells || cell < static_cast<int>(call.exact_k.n_first) || __hisnan(norm)) norm = __ushort_as_half(0);
   }
 #pragma unroll 1
   for (int b = 0; b < Shape::kRowBlocks; ++b) {
@@ -159,6 +159,50 @@ __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stre
       const float s = view.score(score[b][t], first_cell + t / 4 * 16 + t % 4);
       score[b][t] = (is_nan >> t & 1u) && s != -INFINITY ? NAN : s;
     }
+  }
+}
+
+// The same by a prepared step: `bits` are those of the page. A lane's four tokens of a tile are neighbours in the mask.
+template <class Shape>
+__device__ __noinline__ void restrict_step_page(const AttendCall& call, uint32_t stream, uint32_t head, int page, uint32_t bits,
+                                                int first_row, int r, int c, float (&score)[Shape::kRowBlocks][16],
+                                                ValueNorms& norms) {
+  const kvt_cuda_attention& a = call.args;
+  const StepShape& shape = call.step_shape;
+  uint2 mask[Shape::kRowBlocks][4];
+#pragma unroll
+  for (int b = 0; b < Shape::kRowBlocks; ++b) {
+    const uint32_t row = first_row + 8 * b + r, query = row / a.n_group;
+    const bool sees = row < call.n_rows && (bits >> query & 1u), sees_all = sees && (bits >> (8 + query) & 1u);
+    const char* from = call.step + shape.mask_offset() +
+                       ((static_cast<size_t>(stream) * a.n_queries + query) * shape.n_pages() + page) * 128 + 8 * c;
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      mask[b][tile] = sees && !sees_all ? *reinterpret_cast<const uint2*>(from + 32 * tile)
+                      : sees            ? make_uint2(0, 0)
+                                        : make_uint2(0xfc00fc00u, 0xfc00fc00u);
+    }
+  }
+  uint32_t is_seen = 0;  // bit t: some row sees token t of the lane
+#pragma unroll
+  for (int b = 0; b < Shape::kRowBlocks; ++b) {
+    const RowView view(call, stream, head, first_row + 8 * b + r, 0);
+#pragma unroll
+    for (int t = 0; t < 16; ++t) {
+      const float bias = __half2float(reinterpret_cast<const __half*>(&mask[b][t / 4])[t % 4]);
+      score[b][t] = view.finish(score[b][t], bias);
+      if (bias != -INFINITY) {
+        is_seen |= 1u << t;
+        if (__hisnan(reinterpret_cast<const __half*>(norms.norm)[t])) score[b][t] = NAN;
+      }
+    }
+  }
+#pragma unroll
+  for (int distance = 4; distance < 32; distance *= 2) is_seen |= __shfl_xor_sync(0xffffffffu, is_seen, distance);
+#pragma unroll
+  for (int t = 0; t < 16; ++t) {
+    __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
+    if (!(is_seen >> t & 1u) || __hisnan(norm)) norm = __ushort_as_half(0);
   }
 }
 
@@ -196,6 +240,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   const char *key_unit = nullptr, *value_unit = nullptr;
   const int32_t* table = nullptr;
   int next = share_first + page_warp, number = 0;
+  uint32_t next_bits = 0;
   auto move_ahead = [&](int n) {
     if (next >= share_end) return;
     ahead.page += n;
@@ -208,9 +253,14 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
     }
     number = table == nullptr ? ahead.page : table[ahead.page];
+    next_bits = StepPages(call, ahead.stream).load(ahead.page);
   };
   auto request = [&] {
     if (row_warp != 0) return;
+    while (next < share_end && !StepPages::is_seen(next_bits)) {
+      next += n_page_warps;
+      move_ahead(n_page_warps);
+    }
     ring.request(next < share_end, key_unit + number * args.k_page_stride, value_unit + number * args.v_page_stride);
     next += n_page_warps;
     move_ahead(n_page_warps);
@@ -226,6 +276,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   for (int segment = share_first; segment < share_end;) {
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const PlainPages plain(call, cells);
+    const StepPages step_pages(call, here.stream);
+    uint32_t bits_ahead = p < segment_end ? step_pages.load(here.page + (p - segment)) : 0;
     int row_end[kRowBlocks];
 #pragma unroll
     for (int b = 0; b < kRowBlocks; ++b) row_end[b] = visible_end(call, first_row + 8 * b + r, cells);
@@ -237,6 +289,10 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
     state.clear();
 
     for (; p < segment_end; p += n_page_warps) {
+      const int page_in_unit = here.page + (p - segment);
+      const uint32_t bits = bits_ahead;
+      if (p + n_page_warps < segment_end) bits_ahead = step_pages.load(page_in_unit + n_page_warps);
+      if (!StepPages::is_seen(bits)) continue;
       const char* page = ring.wait();
       const char* value_page = page + Shape::kKeyBytes;
       float score[kRowBlocks][16], factor[kRowBlocks];
@@ -245,8 +301,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       norms.load(value_page + 2 * Shape::kGroupBytes, c);
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) factor[b] = q.factor[b];
-      const int page_in_unit = here.page + (p - segment);
-      if (!plain.has(page_in_unit)) {
+      if (!plain.has(page_in_unit) || !step_pages.is_whole(bits)) {
 #pragma unroll
         for (int b = 0; b < kRowBlocks; ++b) {
 #pragma unroll
@@ -254,7 +309,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           factor[b] = 1.0f;
         }
         if (!plain.extras && !__any_sync(0xffffffffu, isnan(norms.largest()))) {
-          clip_page<Shape>(page_in_unit * static_cast<int>(kPageTokens) + 4 * c, static_cast<int>(args.n_exact), cells, row_end,
+          clip_page<Shape>(page_in_unit * static_cast<int>(kPageTokens) + 4 * c, static_cast<int>(call.exact_k.n_first), cells, row_end,
                            score, norms);
         } else {
           // Copies: what a call may write lies in memory, and the originals must stay in registers.
@@ -265,7 +320,11 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 #pragma unroll
             for (int t = 0; t < 16; ++t) restricted[b][t] = score[b][t];
           }
-          restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
+          if (call.step != nullptr) {
+            restrict_step_page<Shape>(call, here.stream, here.head, page_in_unit, bits, first_row, r, c, restricted, kept);
+          } else {
+            restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
+          }
           norms = kept;
 #pragma unroll
           for (int b = 0; b < kRowBlocks; ++b) {

@@ -20,14 +20,20 @@ struct EncodeTables {
 };
 
 struct EncodeCall {
-  const char* src;
+  const char *src, *unchanged;
   size_t src_row_stride, src_head_stride;
-  const int64_t* cells;
+  const void* cells;
+  int64_t cell_offset, cells_per_stream;
   char* pages;
-  size_t page_stride, head_stride;
+  size_t page_stride, head_stride, stream_stride;
+  const char *key_mean, *key_inverse_scale;
+  size_t key_conditioning_head_stride;
   uint32_t* n_refused;
   uint32_t n_rows, n_kv_heads, head_dim;
   kvt_cuda_type src_type;
+  kvt_cuda_index_type cells_type;
+  bool round_to_half, exact_in_place;
+  kvt_cuda_exact_rows exact;  // a copy; none: n_streams is 0
   uint32_t norm_offset, residual_offset;
   bool raw_norm;  // hybrid; else matched (keys) or least squares (values)
   EncodeTables tables;

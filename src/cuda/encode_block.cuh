@@ -3,37 +3,72 @@
 #ifndef KVT_CUDA_ENCODE_BLOCK_CUH
 #define KVT_CUDA_ENCODE_BLOCK_CUH
 
+#include <algorithm>
+
 #include "cuda/encode_row.cuh"
 #include "cuda/encode_store.cuh"
+#include "cuda/head_dims.cuh"
 
 namespace kvt::cuda {
 namespace {
 
-// Quantiser::Shared: its shared memory of a block; Quantiser::run(tables, shared, lane, y, codes, yq) for both halves of a
-// warp.
+// fp16 and back, then conditioned, as an engine's encoder does it.
+template <int N>
+__device__ __forceinline__ void condition_row(const EncodeCall& call, uint32_t head, int lane, float (&x)[N]) {
+  if (call.round_to_half) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = __half2float(__float2half_rn(x[i]));
+  }
+  if (call.key_mean == nullptr) return;
+  const auto* mean = reinterpret_cast<const float*>(call.key_mean + head * call.key_conditioning_head_stride);
+  const auto* inverse_scale = reinterpret_cast<const float*>(call.key_inverse_scale + head * call.key_conditioning_head_stride);
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = (x[i] - mean[16 * i + lane]) * inverse_scale[16 * i + lane];
+}
+
+// Quantiser::Shared: its shared memory of a block; Quantiser::run(tables, shared, lane, valid, y, codes, yq) for both halves of
+// a warp, of which one may have no row.
 template <int kDim, bool kKey, class Quantiser>
 __device__ __forceinline__ void encode_block(const EncodeCall& call, const EncodeTables& tables,
                                              typename Quantiser::Shared& shared, EncodedRows<kDim>& rows) {
   constexpr int N = kDim / 16;
+  static_assert(sizeof(ExactScratch) <= sizeof(EncodedRows<kDim>));
+  if (store_exact_rows_in_last(call, &rows)) return;
   const int lane = threadIdx.x % 16, half_warp = threadIdx.x / 16;
   const uint32_t first = blockIdx.x * kBlockRows;
+  if (first >= call.n_rows) return;
   const uint32_t signs = call.tables.signs[0][lane];
   constexpr int kPasses = kBlockRows / (kEncodeThreads / 16);
   float rows_of_half[kPasses][N] = {};  // all loaded before any is used
-  int64_t cells[kPasses];
+  CellPlace places[kPasses];
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     const uint32_t row = first + pass * (kEncodeThreads / 16) + half_warp;
-    cells[pass] = row < call.n_rows ? call.cells[row] : -1;
+    places[pass] = row < call.n_rows ? place_of_row(call, row) : CellPlace{-1, 0};
     if (row < call.n_rows) {
-      load_row(call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride, call.src_type, lane,
-               rows_of_half[pass]);
+      const size_t at = source_offset(call, row, blockIdx.y);
+      load_row(call.src + at, call.src_type, lane, rows_of_half[pass]);
+      if (call.unchanged != nullptr) {
+        float before[N];
+        load_row(call.unchanged + at, call.src_type, lane, before);
+        bool differs = false;
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+          differs = differs || __float_as_uint(rows_of_half[pass][i]) != __float_as_uint(before[i]);
+        const uint32_t half_mask = 0xffffu << (threadIdx.x & 16);
+        if (__ballot_sync(half_mask, differs) == 0) places[pass].cell = -1;
+      }
+      condition_row(call, blockIdx.y, lane, rows_of_half[pass]);
     }
   }
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     const int t = pass * (kEncodeThreads / 16) + half_warp;
-    const int64_t cell = cells[pass];
+    const int64_t cell = places[pass].cell;
+    if (__all_sync(kFullWarp, cell < 0)) {  // few new rows leave most warps without any
+      if (lane == 0) rows.cells[t] = -1;
+      continue;
+    }
     float(&x)[N] = rows_of_half[pass];
     const float n = sqrtf(ordered_dot(x, x));
     rotate_forward(signs, lane, x);
@@ -42,7 +77,7 @@ __device__ __forceinline__ void encode_block(const EncodeCall& call, const Encod
     for (int i = 0; i < N; ++i) x[i] *= inverse;
     uint8_t codes[N];
     float quantised[N];
-    Quantiser::run(tables, shared, lane, x, codes, quantised);
+    Quantiser::run(tables, shared, lane, cell >= 0, x, codes, quantised);
     uint16_t norm, residual = 0;
     if (call.raw_norm) {
       norm = stored_norm(n);
@@ -64,6 +99,7 @@ __device__ __forceinline__ void encode_block(const EncodeCall& call, const Encod
     for (int i = 0; i < N; ++i) rows.codes[t][16 * i + lane] = encoded ? codes[i] : uint8_t{0};
     if (lane == 0) {
       rows.cells[t] = cell;
+      rows.streams[t] = places[pass].stream;
       rows.norm[t] = encoded ? norm : finite ? uint16_t{0} : kNanNorm;
       rows.residual[t] = encoded ? residual : finite ? uint16_t{0} : kNanNorm;
       if (cell >= 0 && !finite && call.n_refused != nullptr) atomicAdd(call.n_refused, 1u);
@@ -78,27 +114,10 @@ __device__ __forceinline__ void encode_block(const EncodeCall& call, const Encod
   }
 }
 
-inline dim3 encode_grid(const EncodeCall& call) { return dim3((call.n_rows + kBlockRows - 1) / kBlockRows, call.n_kv_heads); }
-
-// launch(std::integral_constant<int, head_dim>)
-template <class Launch>
-void for_head_dim(uint32_t head_dim, const Launch& launch) {
-  switch (head_dim) {
-    case 64:
-      return launch(std::integral_constant<int, 64>{});
-    case 80:
-      return launch(std::integral_constant<int, 80>{});
-    case 96:
-      return launch(std::integral_constant<int, 96>{});
-    case 112:
-      return launch(std::integral_constant<int, 112>{});
-    case 128:
-      return launch(std::integral_constant<int, 128>{});
-    case 192:
-      return launch(std::integral_constant<int, 192>{});
-    default:
-      return launch(std::integral_constant<int, 256>{});
-  }
+// One row of blocks for each head, and one for the exact rows.
+inline dim3 encode_grid(const EncodeCall& call) {
+  const uint32_t n = (call.n_rows + kBlockRows - 1) / kBlockRows;
+  return dim3(std::max(n, std::min(call.exact.n_streams, 64u)), call.n_kv_heads + (call.exact.n_streams > 0));
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct ScalarQuantiser {
   // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank
   // conflicts.
   template <int N>
-  __device__ static void run(const EncodeTables& tables, Shared&, int, const float (&y)[N], uint8_t (&codes)[N],
+  __device__ static void run(const EncodeTables& tables, Shared&, int, bool, const float (&y)[N], uint8_t (&codes)[N],
                              float (&quantised)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -50,10 +50,11 @@ __device__ __forceinline__ uint32_t half_bits(float x, bool& refused) {
 __global__ void __launch_bounds__(kEncodeThreads) encode_halves_kernel(const __grid_constant__ EncodeCall call) {
   const uint32_t row = blockIdx.x * (kEncodeThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= call.n_rows) return;
-  const int64_t cell = call.cells[row];
+  const auto [cell, stream] = place_of_row(call, row);
   if (cell < 0) return;
-  const char* src = call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride;
-  auto* dst = reinterpret_cast<uint32_t*>(page_of(call, cell) + static_cast<size_t>(cell % kPageTokens) * call.head_dim * 2);
+  const char* src = call.src + source_offset(call, row, blockIdx.y);
+  auto* dst =
+      reinterpret_cast<uint32_t*>(page_of(call, stream, cell) + static_cast<size_t>(cell % kPageTokens) * call.head_dim * 2);
   float x[kMaxHeadDim / 64][2];
 #pragma unroll
   for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
@@ -61,6 +62,18 @@ __global__ void __launch_bounds__(kEncodeThreads) encode_halves_kernel(const __g
     if (at >= call.head_dim) continue;
     x[i][0] = load_element(src, call.src_type, at);
     x[i][1] = load_element(src, call.src_type, at + 1);
+  }
+  if (call.unchanged != nullptr) {
+    const char* before = call.unchanged + source_offset(call, row, blockIdx.y);
+    bool differs = false;
+#pragma unroll
+    for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
+      const uint32_t at = 64 * i + 2 * lane;
+      if (at >= call.head_dim) continue;
+      differs = differs || __float_as_uint(x[i][0]) != __float_as_uint(load_element(before, call.src_type, at)) ||
+                __float_as_uint(x[i][1]) != __float_as_uint(load_element(before, call.src_type, at + 1));
+    }
+    if (!__any_sync(kFullWarp, differs)) return;
   }
   bool refused = false;
 #pragma unroll

@@ -2,23 +2,24 @@
 #ifndef KVT_CUDA_ENCODE_STORE_CUH
 #define KVT_CUDA_ENCODE_STORE_CUH
 
-#include "cuda/cuda_encode.h"
+#include "cuda/exact_store.cuh"
 
 namespace kvt::cuda {
 namespace {
 
 constexpr int kBlockRows = 32;
-constexpr int kEncodeThreads = 256;
 
 template <int kDim>
 struct EncodedRows {
   alignas(8) uint8_t codes[kBlockRows][kDim + 8];  // the padding spreads rows over banks
-  int64_t cells[kBlockRows];                       // -1: nothing to store
+  int64_t cells[kBlockRows];                       // of their streams; -1: nothing to store
+  uint32_t streams[kBlockRows];
   uint16_t norm[kBlockRows], residual[kBlockRows];
 };
 
-__device__ __forceinline__ char* page_of(const EncodeCall& call, int64_t cell) {
-  return call.pages + blockIdx.y * call.head_stride + static_cast<size_t>(cell / kPageTokens) * call.page_stride;
+__device__ __forceinline__ char* page_of(const EncodeCall& call, uint32_t stream, int64_t cell) {
+  return call.pages + stream * call.stream_stride + blockIdx.y * call.head_stride +
+         static_cast<size_t>(cell / kPageTokens) * call.page_stride;
 }
 
 template <int kDim>
@@ -26,7 +27,7 @@ __device__ void store_norms(const EncodeCall& call, const EncodedRows<kDim>& row
   for (int t = threadIdx.x; t < kBlockRows; t += kEncodeThreads) {
     const int64_t cell = rows.cells[t];
     if (cell < 0) continue;
-    char* page = page_of(call, cell);
+    char* page = page_of(call, rows.streams[t], cell);
     reinterpret_cast<uint16_t*>(page + call.norm_offset)[cell % kPageTokens] = rows.norm[t];
     if (call.residual_offset != 0)
       reinterpret_cast<uint16_t*>(page + call.residual_offset)[cell % kPageTokens] = rows.residual[t];
@@ -42,7 +43,7 @@ __device__ void store_keys(const EncodeCall& call, const EncodedRows<kDim>& rows
     if (cell < 0) continue;
     const uint2 codes = *reinterpret_cast<const uint2*>(&rows.codes[t][8 * line]);
     const size_t at = KeyPlanes(kDim, 4).offset(static_cast<unsigned>(cell % kPageTokens), line, 0);
-    *reinterpret_cast<uint32_t*>(page_of(call, cell) + at) = codes.x | codes.y << 4;
+    *reinterpret_cast<uint32_t*>(page_of(call, rows.streams[t], cell) + at) = codes.x | codes.y << 4;
   }
 }
 
@@ -60,9 +61,9 @@ __device__ void store_values(const EncodeCall& call, const EncodedRows<kDim>& ro
   constexpr int kLines = 3 * (kDim / 64) + kDim % 64 / 16, kGroupBytes = kLines * 256;
   // A whole group of 32 tokens in order is stored in whole words.
   bool whole = rows.cells[0] >= 0 && rows.cells[0] % kBlockRows == 0;
-  for (int t = 1; t < kBlockRows; ++t) whole = whole && rows.cells[t] == rows.cells[0] + t;
+  for (int t = 1; t < kBlockRows; ++t) whole = whole && rows.cells[t] == rows.cells[0] + t && rows.streams[t] == rows.streams[0];
   if (whole) {
-    char* group = page_of(call, rows.cells[0]) + rows.cells[0] % kPageTokens / kBlockRows * kGroupBytes;
+    char* group = page_of(call, rows.streams[0], rows.cells[0]) + rows.cells[0] % kPageTokens / kBlockRows * kGroupBytes;
     for (int i = threadIdx.x; i < kLines * 64; i += kEncodeThreads) {
       const int w = i % 16, c = i / 16 % 4, line = i / 64;
       uint32_t word = 0;
@@ -82,7 +83,7 @@ __device__ void store_values(const EncodeCall& call, const EncodedRows<kDim>& ro
     const int64_t cell = rows.cells[t];
     if (cell < 0) continue;
     const unsigned slot = static_cast<unsigned>(cell % kPageTokens);
-    char* at = page_of(call, cell) + slot / 32 * kGroupBytes + line * 256 + slot % 16 / 4 * 64 + 4 * w;
+    char* at = page_of(call, rows.streams[t], cell) + slot / 32 * kGroupBytes + line * 256 + slot % 16 / 4 * 64 + 4 * w;
     const unsigned shift = slot % 4 * 8 + slot % 32 / 16 * 4;
     auto* word = reinterpret_cast<uint32_t*>(at);
     const uint32_t old = *reinterpret_cast<volatile uint32_t*>(word) >> shift & 15u;

@@ -144,14 +144,16 @@ struct TrellisQuantiser {
   }
 
   template <int N>
-  __device__ static void run(const EncodeTables& tables, Shared& shared, int lane, const float (&y)[N], uint8_t (&codes)[N],
+  __device__ static void run(const EncodeTables& tables, Shared& shared, int lane, bool valid, const float (&y)[N], uint8_t (&codes)[N],
                              float (&quantised)[N]) {
     Search& s = shared.warps[threadIdx.x / 32];
     const int v = threadIdx.x / 16 % 2, warp_lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < N; ++i) s.y[v][16 * i + lane] = y[i];
-    const int best0 = best_start(tables, s, 0, warp_lane), best1 = best_start(tables, s, 1, warp_lane);
+    const uint32_t is_valid = __ballot_sync(kFullWarp, valid);
+    const int best0 = is_valid & 1u ? best_start(tables, s, 0, warp_lane) : 0;
+    const int best1 = is_valid >> 16 & 1u ? best_start(tables, s, 1, warp_lane) : 0;
     trace_paths(s, best0, best1, warp_lane);
     __syncwarp();
 #pragma unroll
