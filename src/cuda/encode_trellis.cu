@@ -175,7 +175,7 @@ struct TrellisBlock {
 };
 
 template <int kDim, bool kKey, int kBits>
-__global__ void __launch_bounds__(kEncodeThreads) encode_trellis_kernel(const __grid_constant__ EncodeCall call) {
+__global__ void __launch_bounds__(kEncodeThreads, kDim <= 128 ? 4 : 2) encode_trellis_kernel(const __grid_constant__ EncodeCall call) {
   extern __shared__ __align__(16) char memory[];
   auto& block = *reinterpret_cast<TrellisBlock<kDim, kKey, kBits>*>(memory);
   if (threadIdx.x < 32) {

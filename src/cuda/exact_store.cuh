@@ -37,7 +37,7 @@ __device__ __forceinline__ void copy_exact_row(const EncodeCall& call, uint32_t 
 }
 
 // For a whole block of kEncodeThreads. Ends with a barrier.
-__device__ __noinline__ void store_exact_rows(const EncodeCall& call, ExactScratch& s, uint32_t stream) {
+__device__ __forceinline__ void store_exact_rows(const EncodeCall& call, ExactScratch& s, uint32_t stream) {
   const kvt_cuda_exact_rows& exact = call.exact;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int capacity = static_cast<int>(exact.capacity), n_first = static_cast<int>(exact.n_first);
