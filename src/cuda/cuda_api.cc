@@ -179,7 +179,7 @@ kvt_status kvt_cuda_decode(const kvt_cuda_decode_args* a, kvt_cuda_stream stream
   if (!kvt::is_supported_head_dim(a->head_dim)) return KVT_ERROR_HEAD_DIM;
   if (a->n_cells == 0) return KVT_OK;
   if (a->n_streams == 0 || a->n_streams > 65535 || a->n_kv_heads == 0 || a->n_kv_heads > 65535 || !is_page_address(a->pages) ||
-      !is_page_address(a->dst) || !is_type(a->dst_type) || a->first_cell > UINT32_MAX - KVT_PAGE_TOKENS - a->n_cells) {
+      !is_page_address(a->dst) || !is_type(a->dst_type) || uint64_t{a->first_cell} + a->n_cells > INT32_MAX) {
     return KVT_ERROR_INVALID_ARGUMENT;
   }
   for (const size_t stride :
