@@ -120,6 +120,10 @@ typedef struct kvt_cuda_encode_args {
  * they have no GPU kernels yet), _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError says why). */
 KVT_API kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream);
 
+/* The same for keys and values of one layer in one launch, which takes little longer than either alone if there are few rows. They
+ * have equal codec, n_rows and n_kv_heads. */
+KVT_API kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream);
+
 /* ---- decode ----------------------------------------------------------------------------------------------------- */
 
 /* Cells first_cell .. first_cell + n_cells - 1 of each stream and head, as rows: what kvt_decode gives, with the conditioning of

@@ -115,13 +115,8 @@ size_t workspace_bytes_of(const kvt_cuda_attention& a, const kvt::cuda::AttendPl
   return partial_rows(a, plan) * (a.head_dim_v + 2) * sizeof(float);
 }
 
-}  // namespace
-
-extern "C" {
-
-kvt_status kvt_cuda_device_status(void) { return ask_device(nullptr); }
-
-kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream) {
+// Checks arguments and makes a call of them.
+kvt_status make_encode_call(const kvt_cuda_encode_args* a, kvt::cuda::EncodeCall* made) {
   if (a == nullptr || a->struct_size != sizeof *a || (a->side != KVT_KEY && a->side != KVT_VALUE))
     return KVT_ERROR_INVALID_ARGUMENT;
   if (!has_kernels(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
@@ -139,7 +134,7 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream
   }
   const kvt::SideLayout layout = kvt::make_side_layout(a->codec, a->side, a->head_dim);
   if (a->page_stride < layout.page_bytes) return KVT_ERROR_INVALID_ARGUMENT;
-  kvt::cuda::EncodeCall call = kvt::cuda::make_encode_call(layout);
+  kvt::cuda::EncodeCall& call = *made = kvt::cuda::make_encode_call(layout);
   call.src = static_cast<const char*>(a->src);
   call.src_row_stride = a->src_row_stride;
   call.src_head_stride = a->src_head_stride;
@@ -162,12 +157,56 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream
   call.n_refused = a->n_refused;
   call.n_rows = a->n_rows;
   call.n_kv_heads = a->n_kv_heads;
-  if (layout.table == nullptr) {
-    kvt::cuda::launch_encode_halves(call, stream);
-  } else if (layout.table->trellis) {
-    kvt::cuda::launch_encode_trellis(layout, call, stream);
+  return KVT_OK;
+}
+
+// Rows: at least one.
+void launch_encode(kvt_codec_id codec, kvt::cuda::EncodePair& pair, cudaStream_t stream) {
+  const bool overlap = kvt::cuda::can_overlap();
+  switch (codec) {
+    case KVT_CODEC_F16:
+      return kvt::cuda::launch_encode_halves(pair.any(), stream);
+    case KVT_CODEC_HYBRID:
+      return kvt::cuda::launch_encode_hybrid(pair, stream, overlap);
+    case KVT_CODEC_SCALAR43:
+      return kvt::cuda::launch_encode_scalar43(pair, stream, overlap);
+    default:
+      return kvt::cuda::launch_encode_k4v3(pair, stream, overlap);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+kvt_status kvt_cuda_device_status(void) { return ask_device(nullptr); }
+
+kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream) {
+  kvt::cuda::EncodePair pair{};
+  pair.n_sides = 1;
+  pair.first_side = args != nullptr && args->side == KVT_VALUE;
+  const kvt_status made = make_encode_call(args, &pair.side[pair.first_side]);
+  if (made != KVT_OK || args->n_rows == 0) return made;
+  launch_encode(args->codec, pair, stream);
+  return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
+}
+
+kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream) {
+  kvt::cuda::EncodePair pair{};
+  pair.n_sides = 2;
+  for (const kvt_cuda_encode_args* args : {keys, values}) {
+    const kvt_status made = make_encode_call(args, &pair.side[args == values]);
+    if (made != KVT_OK) return made;
+  }
+  if (keys->side != KVT_KEY || values->side != KVT_VALUE || keys->codec != values->codec || keys->n_rows != values->n_rows ||
+      keys->n_kv_heads != values->n_kv_heads) {
+    return KVT_ERROR_INVALID_ARGUMENT;
+  }
+  if (keys->n_rows == 0) return KVT_OK;
+  if (keys->codec == KVT_CODEC_F16 || !kvt::cuda::is_encode_pair(keys->head_dim, values->head_dim)) {
+    for (pair.n_sides = 1, pair.first_side = 0; pair.first_side < 2; ++pair.first_side) launch_encode(keys->codec, pair, stream);
   } else {
-    kvt::cuda::launch_encode_scalar(layout, call, stream);
+    launch_encode(keys->codec, pair, stream);
   }
   return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
 }

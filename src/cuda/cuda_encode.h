@@ -39,11 +39,25 @@ struct EncodeCall {
   EncodeTables tables;
 };
 
+// Keys and values of one layer, or one of the two, in one launch.
+struct EncodePair {
+  EncodeCall side[2];  // by kvt_side
+  uint32_t first_side, n_sides;
+  uint32_t block_rows;  // rows of a block, kBlockRows or fewer
+
+  const EncodeCall& any() const { return side[first_side]; }
+};
+
 EncodeCall make_encode_call(const SideLayout& layout);  // all that does not come from the arguments
-// Launches; the caller asks cudaGetLastError.
+// Whether there is a kernel for both sides at once.
+inline bool is_encode_pair(uint32_t head_dim_k, uint32_t head_dim_v) {
+  return head_dim_k == head_dim_v || (head_dim_k == 192 && head_dim_v == 128);
+}
+// Launches; the caller asks cudaGetLastError. overlap: can_overlap().
 void launch_encode_halves(const EncodeCall& call, cudaStream_t stream);
-void launch_encode_scalar(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream);
-void launch_encode_trellis(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream);
+void launch_encode_hybrid(EncodePair& pair, cudaStream_t stream, bool overlap);
+void launch_encode_scalar43(EncodePair& pair, cudaStream_t stream, bool overlap);
+void launch_encode_k4v3(EncodePair& pair, cudaStream_t stream, bool overlap);
 
 }  // namespace kvt::cuda
 
