@@ -241,6 +241,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   const int32_t* table = nullptr;
   int next = share_first + page_warp, number = 0;
   uint32_t next_bits = 0;
+  StepBits bits_ahead;
   auto move_ahead = [&](int n) {
     if (next >= share_end) return;
     ahead.page += n;
@@ -251,9 +252,10 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride;
       table =
           args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
+      bits_ahead.restart();
     }
     number = table == nullptr ? ahead.page : table[ahead.page];
-    next_bits = StepPages(call, ahead.stream).load(ahead.page);
+    next_bits = bits_ahead.next(StepPages(call, ahead.stream), ahead.page, n_page_warps, ahead.n_pages);
   };
   auto request = [&] {
     if (row_warp != 0) return;
@@ -277,7 +279,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const PlainPages plain(call, cells);
     const StepPages step_pages(call, here.stream);
-    uint32_t bits_ahead = p < segment_end ? step_pages.load(here.page + (p - segment)) : 0;
+    StepBits bits_here;
     int row_end[kRowBlocks];
 #pragma unroll
     for (int b = 0; b < kRowBlocks; ++b) row_end[b] = visible_end(call, first_row + 8 * b + r, cells);
@@ -290,8 +292,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 
     for (; p < segment_end; p += n_page_warps) {
       const int page_in_unit = here.page + (p - segment);
-      const uint32_t bits = bits_ahead;
-      if (p + n_page_warps < segment_end) bits_ahead = step_pages.load(page_in_unit + n_page_warps);
+      const uint32_t bits = bits_here.next(step_pages, page_in_unit, n_page_warps, here.n_pages);
       if (!StepPages::is_seen(bits)) continue;
       const char* page = ring.wait();
       const char* value_page = page + Shape::kKeyBytes;

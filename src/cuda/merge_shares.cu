@@ -48,7 +48,7 @@ struct ExactRows {
     if (call.step != nullptr) {
       const size_t at = static_cast<size_t>(stream) * call.args.n_queries + query;
       listed = reinterpret_cast<const ExactEntry*>(call.step + call.step_shape.entries_offset()) + at * call.step_shape.n_listed;
-      count = reinterpret_cast<const int32_t*>(call.step + call.step_shape.counts_offset())[at];
+      count = static_cast<int>(call.step_shape.n_listed);
     }
     const auto of_head = [&](const uint16_t* rows, size_t stream_stride, size_t head_stride) {
       return reinterpret_cast<const char*>(rows) + stream * stream_stride + head * head_stride;
@@ -64,11 +64,11 @@ struct ExactRows {
   }
 };
 
-// A few rows a warp at a time, so that their latencies overlap.
+// Several rows a warp at a time, usually all that it has, so that their latencies overlap.
 template <int kMergers, int kDimK, int N, class Row>
 __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp,
                                   int lane, Accumulated<N>& total) {
-  constexpr int kBatch = 4, kPairs = kDimK / 64, kDimV = 32 * N;
+  constexpr int kBatch = 8, kPairs = kDimK / 64, kDimV = 32 * N;
   const kvt_cuda_attention& a = call.args;
   RowView view(call, stream, head, row, cells);
   view.first = 0;
