@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/key_means.h"
 #include "format/page_layout.h"
 #include "kvturbo/kvturbo_cuda.h"
 
@@ -26,8 +27,9 @@ struct EncodeCall {
   int64_t cell_offset, cells_per_stream;
   char* pages;
   size_t page_stride, head_stride, stream_stride;
-  const char *key_mean, *key_inverse_scale;
-  size_t key_conditioning_head_stride;
+  const float* key_inverse_scale;  // null: no conditioning
+  size_t key_scale_head_stride;
+  KeyMeans means;
   uint32_t* n_refused;
   uint32_t n_rows, n_kv_heads, head_dim;
   kvt_cuda_type src_type;

@@ -16,16 +16,18 @@ namespace {
 
 // fp16 and back, then conditioned, as an engine's encoder does it.
 template <int N>
-__device__ __forceinline__ void condition_row(const EncodeCall& call, uint32_t head, int lane, float (&x)[N]) {
+__device__ __forceinline__ void condition_row(const EncodeCall& call, const CellPlace& place, uint32_t head, int lane, float (&x)[N]) {
   if (call.round_to_half) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = __half2float(__float2half_rn(x[i]));
   }
-  if (call.key_mean == nullptr) return;
-  const auto* mean = reinterpret_cast<const float*>(call.key_mean + head * call.key_conditioning_head_stride);
-  const auto* inverse_scale = reinterpret_cast<const float*>(call.key_inverse_scale + head * call.key_conditioning_head_stride);
+  if (call.key_inverse_scale == nullptr || place.cell < 0) return;
+  const int run = call.means.run_of(static_cast<int>(place.cell));
+  const int8_t* mean = call.means.codes_of(place.stream, head, run, 16 * N);
+  const float unit = call.means.unit_of(place.stream, head, run);
+  const auto* inverse_scale = reinterpret_cast<const float*>(reinterpret_cast<const char*>(call.key_inverse_scale) + head * call.key_scale_head_stride);
 #pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = (x[i] - mean[16 * i + lane]) * inverse_scale[16 * i + lane];
+  for (int i = 0; i < N; ++i) x[i] = (x[i] - unit * static_cast<float>(mean[16 * i + lane])) * inverse_scale[16 * i + lane];
 }
 
 // In shared memory. Quantiser::Shared: its part of it; Quantiser::run(tables, quantiser, lane, valid, y, codes, yq) for both halves of a
@@ -85,7 +87,7 @@ __device__ __forceinline__ void BlockEncoder<kDim, kKey, Quantiser>::run(const E
         const uint32_t half_mask = 0xffffu << (threadIdx.x & 16);
         if (__ballot_sync(half_mask, differs) == 0) places[pass].cell = -1;
       }
-      condition_row(call, blockIdx.y, lane, rows_of_half[pass]);
+      condition_row(call, places[pass], blockIdx.y, lane, rows_of_half[pass]);
     }
   }
   if (threadIdx.x == 0) rows.n = n_here;

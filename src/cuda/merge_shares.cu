@@ -76,18 +76,11 @@ __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint3
   if (warp >= rows.count) return;
   const char* from = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
                      (head * a.n_group + row % a.n_group) * a.q_head_stride;
-  const float* mean = a.key_mean == nullptr ? nullptr
-                                            : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_mean) +
-                                                                             head * a.key_conditioning_head_stride);
-  float q[kPairs][2], m[kPairs][2];
+  float q[kPairs][2];
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const int at = 64 * i + 2 * lane + k;
-      q[i][k] = load_element(from, a.q_type, at);
-      m[i][k] = mean == nullptr ? 0.0f : mean[at];
-    }
+    for (int k = 0; k < 2; ++k) q[i][k] = load_element(from, a.q_type, 64 * i + 2 * lane + k);
   }
   for (int e = warp; e < rows.count; e += kBatch * kMergers) {
     ExactEntry entry[kBatch];
@@ -106,8 +99,8 @@ __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint3
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         const float2 k = __half22float2(reinterpret_cast<const __half2*>(key)[32 * i + lane]);
-        dot[b] = fmaf(q[i][0], k.x - m[i][0], dot[b]);
-        dot[b] = fmaf(q[i][1], k.y - m[i][1], dot[b]);
+        dot[b] = fmaf(q[i][0], k.x, dot[b]);
+        dot[b] = fmaf(q[i][1], k.y, dot[b]);
       }
 #pragma unroll
       for (int i = 0; i < N; i += 2)  // a lane's coordinates are consecutive
