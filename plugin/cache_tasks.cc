@@ -365,6 +365,8 @@ void run_image_decode(ggml_tensor*, int part, int n_parts, void* user_data) {
 
 void run_image_encode(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const ImageTask*>(user_data);
+  // Keys that were kept to be stored anew are not those that are in the cache now.
+  if (part == 0 && task->cache->conditioner() != nullptr) task->cache->conditioner()->freeze();
   const auto* rows = reinterpret_cast<const ggml_fp16_t*>(task->shared->scratch + task->scratch_offset);
   image_encode(task->cache, task->first_row, task->n_rows, rows, part, n_parts);
 }

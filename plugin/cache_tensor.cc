@@ -11,6 +11,7 @@
 #include "cache_image.h"
 #include "codec_store.h"
 #include "startup_report.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 
@@ -44,6 +45,7 @@ CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image)
 }
 
 CacheTensor::~CacheTensor() {
+  state_drop(this);
   if (pages_ != nullptr) munmap(pages_, page_memory_bytes());
 }
 
@@ -82,7 +84,7 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
-    image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
+    image_set(this, 0, image_bytes(), image_);
     madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
     mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
     is_image_open_ = false;
@@ -115,6 +117,7 @@ void CacheTensor::set_written() {
 }
 
 void CacheTensor::zero() {
+  state_drop(this);
   if (pages_ != nullptr) madvise(pages_, page_memory_bytes(), MADV_DONTNEED);
   if (conditioner_ != nullptr) conditioner_->reset();
   std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});

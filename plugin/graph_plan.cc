@@ -7,6 +7,7 @@
 
 #include "cache_buffer.h"
 #include "plugin_messages.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 namespace {
@@ -55,6 +56,7 @@ bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
   shared_.has_failed = false;
   if (graph->n_nodes == 0) return graph;
+  state_settle_all();
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
     conditioning_ = KeyConditioner::generation();

@@ -4,6 +4,9 @@
 #include <atomic>
 #include <cmath>
 
+#include "format/half.h"
+#include "format/state_row.h"
+
 namespace kvt::plugin {
 namespace {
 
@@ -16,6 +19,11 @@ constexpr double kPriorRows = 4;
 constexpr double kPriorMeanRows = 0.5;
 // Scales stay within this factor of the head's typical scale, so that no channel can vanish.
 constexpr double kLargestScale = 16;
+
+float rounded_to_half(double x) {
+  const double largest = static_cast<double>(kHalfMax);
+  return half_to_float(float_to_half(static_cast<float>(std::clamp(x, -largest, largest))));
+}
 
 }  // namespace
 
@@ -71,7 +79,36 @@ void KeyConditioner::freeze() {
   is_learning_ = false;
   std::vector<float>().swap(kept_);
   std::vector<int64_t>().swap(places_);
+  set_bytes();
   ++g_generation;
+}
+
+void KeyConditioner::set_bytes() {
+  bytes_.clear();
+  bool is_identity = true;
+  for (const std::vector<float>* values : {&mean_, &scale_}) {
+    for (const float x : *values) {
+      const uint16_t half = float_to_half(x);
+      bytes_.push_back(static_cast<uint8_t>(half));
+      bytes_.push_back(static_cast<uint8_t>(half >> 8));
+      is_identity = is_identity && x == (values == &mean_ ? 0.0f : 1.0f);
+    }
+  }
+  digest_ = is_identity ? 0 : conditioning_digest(bytes_.data(), bytes_.size());
+}
+
+void KeyConditioner::adopt(const std::vector<uint8_t>& bytes) {
+  reset();
+  for (size_t i = 0; 2 * i + 1 < bytes.size(); ++i) {
+    const float x = half_to_float(static_cast<uint16_t>(bytes[2 * i] | bytes[2 * i + 1] << 8));
+    if (i < mean_.size()) {
+      mean_[i] = x;
+    } else {
+      scale_[i - mean_.size()] = x;
+      inverse_scale_[i - mean_.size()] = 1 / x;
+    }
+  }
+  freeze();
 }
 
 void KeyConditioner::learn_from_rows(const float* rows, size_t n_rows) {
@@ -122,9 +159,9 @@ void KeyConditioner::estimate(size_t first_row) {
     for (size_t i = 0; i < d; ++i) {
       // Keys or queries that are zero or not finite teach nothing.
       const double s = is_finite ? std::clamp(scale[i] / typical, 1 / kLargestScale, kLargestScale) : 1.0;
-      mean_[head * d + i] = is_finite ? static_cast<float>(mean[i]) : 0.0f;
-      scale_[head * d + i] = static_cast<float>(s);
-      inverse_scale_[head * d + i] = static_cast<float>(1 / s);
+      mean_[head * d + i] = is_finite ? rounded_to_half(mean[i]) : 0.0f;
+      scale_[head * d + i] = rounded_to_half(s);
+      inverse_scale_[head * d + i] = 1 / scale_[head * d + i];
     }
   }
 }

@@ -44,6 +44,9 @@ class KeyConditioner {
   // Learns from rows alone and freezes: for a cache that is filled from a saved state. [n_rows, n_heads, head_dim]
   void learn_from_rows(const float* rows, size_t n_rows);
 
+  // Takes over what another one learnt, and freezes. bytes: from bytes(); empty: no conditioning, mean 0 and scale 1.
+  void adopt(const std::vector<uint8_t>& bytes);
+
   // Forgets everything: the cache is empty again.
   void reset();
 
@@ -52,6 +55,9 @@ class KeyConditioner {
   void undo(int64_t head, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
   const float* mean() const { return mean_.data(); }
+  // Mean and scale as fp16, little-endian, which hold them exactly; and a digest of them, 0 without conditioning. When frozen.
+  const std::vector<uint8_t>& bytes() const { return bytes_; }
+  uint32_t digest() const { return digest_; }
   // Bytes of what was learnt, as it is kept while cells exist.
   size_t learnt_bytes() const { return (mean_.size() + scale_.size() + inverse_scale_.size()) * sizeof(float); }
 
@@ -60,6 +66,7 @@ class KeyConditioner {
 
  private:
   void estimate(size_t first_row);
+  void set_bytes();
 
   int64_t n_heads_, head_dim_;
   bool is_learning_ = true;
@@ -69,7 +76,9 @@ class KeyConditioner {
   std::vector<int64_t> places_;
   std::vector<double> query_squares_;  // [n_heads, head_dim]
   double n_queries_ = 0;               // of a head
-  std::vector<float> mean_, scale_, inverse_scale_;  // [n_heads, head_dim]
+  std::vector<float> mean_, scale_, inverse_scale_;  // [n_heads, head_dim]; mean and scale are fp16 numbers, as states carry them
+  std::vector<uint8_t> bytes_;
+  uint32_t digest_ = 0;
 };
 
 }  // namespace kvt::plugin

@@ -130,16 +130,6 @@ ggml_fp16_t* RecentRows::row(size_t stream, size_t head, int32_t cell) {
   return nullptr;
 }
 
-const ggml_fp16_t* RecentRows::row_in_window(size_t stream, size_t head, int32_t cell) const {
-  const int32_t* cells = cells_of(stream);
-  size_t n_seen = 0;
-  for (size_t e = size_[stream]; e-- > 0 && n_seen < window_;) {
-    if (cells[e] == cell) return rows_of(stream, head) + e * head_dim_;
-    n_seen += cells[e] >= 0;
-  }
-  return nullptr;
-}
-
 void RecentRows::forget(size_t stream, int32_t begin, int32_t end) {
   int32_t* cells = cells_of(stream);
   for (size_t e = 0; e < size_[stream]; ++e) {
@@ -154,6 +144,25 @@ void RecentRows::append_from(const RecentRows& other, size_t other_stream, size_
     append(stream, cell);
     for (size_t head = 0; head < n_heads_; ++head) {
       std::copy_n(other.rows_of(other_stream, head) + e * head_dim_, head_dim_, row(stream, head, cell));
+    }
+  }
+}
+
+void RecentRows::align_with(const RecentRows& other) {
+  if (cells_ == other.cells_ && size_ == other.size_) return;
+  if (n_streams_ != other.n_streams_ || capacity_ != other.capacity_) return clear();
+  const RecentRows before = *this;
+  for (size_t s = 0; s < n_streams_; ++s) {
+    size_[s] = other.size_[s];
+    for (size_t e = 0; e < capacity_; ++e) {
+      const int32_t cell = other.cells_of(s)[e];
+      const int32_t* begin = before.cells_of(s);
+      const int32_t* found = std::find(begin, begin + before.size_[s], cell);
+      const bool is_here = e < size_[s] && cell >= 0 && found != begin + before.size_[s];
+      cells_of(s)[e] = is_here ? cell : -1;
+      for (size_t head = 0; is_here && head < n_heads_; ++head) {
+        std::copy_n(before.rows_of(s, head) + static_cast<size_t>(found - begin) * head_dim_, head_dim_, rows_of(s, head) + e * head_dim_);
+      }
     }
   }
 }

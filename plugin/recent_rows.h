@@ -74,12 +74,12 @@ class RecentRows {
   void append(size_t stream, int32_t cell);
   // The row of an entry, or nullptr if the cell has none.
   ggml_fp16_t* row(size_t stream, size_t head, int32_t cell);
-  // The same for the newest entries only, as many as a window has: what is kept beyond depends on how rows came.
-  const ggml_fp16_t* row_in_window(size_t stream, size_t head, int32_t cell) const;
   // Cells begin .. end - 1 have no entries any more.
   void forget(size_t stream, int32_t begin, int32_t end);
   // The entries of cells begin .. end - 1 of another stream are appended, with their rows.
   void append_from(const RecentRows& other, size_t other_stream, size_t stream, int32_t begin, int32_t end);
+  // The same entries in the same order as other, as far as they are here: attention takes keys and values by entry.
+  void align_with(const RecentRows& other);
   void clear();
 
  private:

@@ -1,0 +1,264 @@
+#include "state_rows.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <iterator>
+
+#include "api/engine_encode.h"
+#include "cache_buffer.h"
+#include "cache_image.h"
+#include "cache_rows.h"
+#include "codec_store.h"
+#include "plugin_messages.h"
+
+namespace kvt::plugin {
+namespace {
+
+// More keys than this do not wait: stock's rows name no conditioning, and what these teach is enough.
+constexpr size_t kMostWaiting = 1024;
+
+std::atomic<bool> g_was_set{false};  // rows were set since the last graph
+
+int64_t stream_of(const CacheTensor& cache, int64_t row) { return row / cache.n_cells(); }
+int64_t cell_of(const CacheTensor& cache, int64_t row) { return row % cache.n_cells(); }
+
+bool is_zero(const ggml_fp16_t* values, int64_t n) {
+  return std::all_of(values, values + n, [](ggml_fp16_t h) { return (h & 0x7fff) == 0; });
+}
+
+StateRowShape shape_of(const CacheTensor& cache) {
+  return StateRowShape(make_side_layout(cache.codec_id(), cache.side(), static_cast<unsigned>(cache.head_dim())),
+                       static_cast<unsigned>(cache.n_heads()));
+}
+
+// ---- out
+
+StateRow read_codes(CacheTensor* cache, const StateRowShape& shape, int64_t row) {
+  StateRow found;
+  found.codes.resize(shape.n_values());
+  found.norms.resize(shape.n_norms());
+  found.piece_bytes.resize(shape.piece_bytes());
+  for (unsigned head = 0; head < shape.n_heads; ++head) {
+    kvt_internal::read_cell(cache->codec(), cache->side(), cache->head_pages(stream_of(*cache, row), head), cache->page_stride(),
+                            cell_of(*cache, row), found.codes.data() + size_t{head} * shape.head_dim,
+                            found.norms.data() + size_t{head} * shape.norms_per_head);
+  }
+  return found;
+}
+
+bool is_empty(const StateRow& row) {
+  return std::all_of(row.norms.begin(), row.norms.end(), [](uint16_t norm) { return norm == 0; }) &&
+         std::all_of(row.codes.begin(), row.codes.end(), [](uint8_t code) { return code == 0; });
+}
+
+// The newest kept key of a place, while conditioning is learnt; nullptr if there is none.
+const float* kept_key(const KeyConditioner& conditioner, int64_t row) {
+  for (size_t i = conditioner.n_kept(); i-- > 0;) {
+    if (conditioner.kept_place(i) == row) return conditioner.kept_row(i);
+  }
+  return nullptr;
+}
+
+// ---- in
+
+void write_codes(CacheTensor* cache, const StateRowShape& shape, int64_t row, const StateRow& codes) {
+  const int64_t stream = stream_of(*cache, row), cell = cell_of(*cache, row);
+  if (cache->recent() != nullptr) cache->recent()->forget(static_cast<size_t>(stream), static_cast<int32_t>(cell), static_cast<int32_t>(cell) + 1);
+  for (unsigned head = 0; head < shape.n_heads; ++head) {
+    kvt_internal::write_cell(cache->codec(), cache->side(), cache->head_pages(stream, head), cache->page_stride(), cell,
+                             codes.codes.data() + size_t{head} * shape.head_dim,
+                             codes.norms.data() + size_t{head} * shape.norms_per_head);
+    if (cell >= cache->n_exact()) continue;
+    if (is_empty(codes)) {
+      std::fill_n(cache->exact_row(stream, head, cell), shape.head_dim, ggml_fp16_t{0});
+    } else {  // attention reads this row instead
+      float values[KVT_MAX_HEAD_DIM];
+      kvt_decode(cache->codec(), cache->side(), cache->head_pages(stream, head), cache->page_stride(), static_cast<size_t>(cell), 1, values,
+                 shape.head_dim);
+      if (cache->conditioner() != nullptr) cache->conditioner()->undo(head, values);
+      host().ggml_fp32_to_fp16_row(values, cache->exact_row(stream, head, cell), shape.head_dim);
+    }
+  }
+}
+
+// Codes of a conditioning that is not the cache's -> values [n_values].
+void decode_other(const CacheTensor& cache, const StateRowShape& shape, const StateRow& codes, const KeyConditioner* conditioning,
+                  ggml_fp16_t* values) {
+  const size_t page_bytes = kvt_page_bytes(cache.codec(), cache.side());
+  std::vector<uint8_t> page(page_bytes);
+  for (unsigned head = 0; head < shape.n_heads; ++head) {
+    float decoded[KVT_MAX_HEAD_DIM];
+    kvt_internal::write_cell(cache.codec(), cache.side(), page.data(), page_bytes, 0, codes.codes.data() + size_t{head} * shape.head_dim,
+                             codes.norms.data() + size_t{head} * shape.norms_per_head);
+    kvt_decode(cache.codec(), cache.side(), page.data(), page_bytes, 0, 1, decoded, shape.head_dim);
+    if (conditioning != nullptr) conditioning->undo(head, decoded);
+    host().ggml_fp32_to_fp16_row(decoded, values + size_t{head} * shape.head_dim, shape.head_dim);
+  }
+}
+
+bool matches(const CacheTensor& cache, uint32_t digest) {
+  return cache.conditioner() == nullptr ? digest == 0 : !cache.conditioner()->is_learning() && cache.conditioner()->digest() == digest;
+}
+
+WaitingKeys* waiting_of(CacheTensor* cache) {
+  std::unique_ptr<WaitingKeys>& waiting = cache->waiting_keys();
+  if (waiting == nullptr) waiting = std::make_unique<WaitingKeys>();
+  return waiting.get();
+}
+
+// Whether the pieces of the row's conditioning are together, or it has none.
+bool is_known(const WaitingKeys& waiting, uint32_t digest) {
+  const auto it = waiting.pieces.find(digest);
+  return digest == 0 || (it != waiting.pieces.end() && it->second.is_complete(digest));
+}
+
+// An empty cache takes over the conditioning that comes with the first keys.
+void adopt_if_empty(CacheTensor* cache, const WaitingKeys& waiting) {
+  KeyConditioner* conditioner = cache->conditioner();
+  if (conditioner == nullptr || !conditioner->is_learning() || conditioner->n_kept() > 0) return;
+  for (const WaitingKeys::Row& row : waiting.rows) {
+    if (row.codes == nullptr || !is_known(waiting, row.codes->conditioning)) continue;
+    const uint32_t digest = row.codes->conditioning;
+    return conditioner->adopt(digest == 0 ? std::vector<uint8_t>() : waiting.pieces.at(digest).bytes());
+  }
+}
+
+void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
+  adopt_if_empty(cache, *waiting);
+  KeyConditioner* conditioner = cache->conditioner();
+  const StateRowShape shape = shape_of(*cache);
+  const auto n = static_cast<size_t>(cache->n_values());
+  std::map<uint32_t, KeyConditioner> others;
+  size_t n_rounded = 0;
+  std::vector<float> values(n);
+  for (WaitingKeys::Row& row : waiting->rows) {
+    if (row.codes == nullptr || matches(*cache, row.codes->conditioning)) continue;
+    const uint32_t digest = row.codes->conditioning;
+    if (!is_known(*waiting, digest)) continue;  // its values tell nearly what it was
+    auto [it, is_new] = others.try_emplace(digest, cache->n_heads(), cache->head_dim());
+    if (is_new && digest != 0) it->second.adopt(waiting->pieces.at(digest).bytes());
+    decode_other(*cache, shape, *row.codes, &it->second, row.values.data());
+  }
+  const auto teaches = [&](const WaitingKeys::Row& row) { return row.codes == nullptr || !matches(*cache, row.codes->conditioning); };
+  const bool is_learning = conditioner != nullptr && conditioner->is_learning();
+  if (is_learning && conditioner->n_kept() == 0) {
+    std::vector<float> taught;
+    for (const WaitingKeys::Row& row : waiting->rows) {
+      if (!teaches(row)) continue;
+      host().ggml_fp16_to_fp32_row(row.values.data(), values.data(), cache->n_values());
+      taught.insert(taught.end(), values.begin(), values.end());
+    }
+    if (taught.size() / n >= KeyConditioner::kEnoughRows) conditioner->learn_from_rows(taught.data(), taught.size() / n);
+  }
+  for (WaitingKeys::Row& row : waiting->rows) {
+    if (!teaches(row)) {
+      write_codes(cache, shape, row.row, *row.codes);
+      continue;
+    }
+    n_rounded += row.codes != nullptr;
+    image_write(cache, row.row, 1, row.values.data());
+    if (row.codes != nullptr && cache->recent() != nullptr) {
+      const auto cell = static_cast<int32_t>(cell_of(*cache, row.row));
+      cache->recent()->forget(static_cast<size_t>(stream_of(*cache, row.row)), cell, cell + 1);
+    }
+    if (conditioner != nullptr && conditioner->is_learning()) {
+      host().ggml_fp16_to_fp32_row(row.values.data(), values.data(), cache->n_values());
+      conditioner->keep_row(values.data(), row.row);
+    }
+  }
+  if (conditioner != nullptr && conditioner->is_learning()) conditioner->set_stored();
+  if (n_rounded > 0) {
+    say_once("a restored state has keys of another conditioning than the cache that it came into: they are rounded once more; restore it "
+             "before other requests to avoid that");
+  }
+}
+
+void wait_for_conditioning(CacheTensor* cache, int64_t row, const ggml_fp16_t* values, std::unique_ptr<StateRow> codes) {
+  WaitingKeys* waiting = waiting_of(cache);
+  const uint32_t digest = codes != nullptr ? codes->conditioning : 0;
+  bool is_complete = codes != nullptr && digest == 0;
+  if (digest != 0) {
+    auto [it, is_new] = waiting->pieces.try_emplace(digest, shape_of(*cache));
+    it->second.add(*codes);
+    is_complete = it->second.is_complete(digest);
+  }
+  waiting->rows.push_back({row, std::vector<ggml_fp16_t>(values, values + cache->n_values()), std::move(codes)});
+  if (is_complete || waiting->rows.size() >= kMostWaiting) state_settle(cache);
+}
+
+}  // namespace
+
+void state_get_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_fp16_t* dst) {
+  image_decode(cache, first_row, n_rows, dst, 0, 1);
+  if (cache->codec_id() == KVT_CODEC_F16 || !cache_options().has_codes_in_states) return;
+  const StateRowShape shape = shape_of(*cache);
+  const KeyConditioner* conditioner = cache->conditioner();
+  const bool is_learning = conditioner != nullptr && conditioner->is_learning();
+  for (int64_t row = first_row; row < first_row + n_rows; ++row, dst += cache->n_values()) {
+    const int64_t stream = stream_of(*cache, row), cell = cell_of(*cache, row);
+    if (cell < cache->n_exact() || is_zero(dst, cache->n_values())) continue;
+    RecentRows* recent = cache->recent();
+    if (recent != nullptr && recent->row(static_cast<size_t>(stream), 0, static_cast<int32_t>(cell)) != nullptr) continue;
+    StateRow codes = read_codes(cache, shape, row);
+    if (is_empty(codes)) {
+      std::fill_n(dst, cache->n_values(), ggml_fp16_t{0});  // not the keys' mean, which an empty cell decodes to
+      continue;
+    }
+    if (is_learning) {
+      const float* key = kept_key(*conditioner, row);
+      if (key != nullptr) host().ggml_fp32_to_fp16_row(key, dst, cache->n_values());
+      continue;
+    }
+    if (conditioner != nullptr) {
+      codes.conditioning = conditioner->digest();
+      codes.piece = static_cast<uint8_t>(cell % shape.n_pieces());
+      cut_piece(shape, conditioner->bytes().data(), codes.piece, codes.piece_bytes.data());
+    }
+    hide_state_row(shape, codes, dst);
+  }
+}
+
+void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
+  if (cache->codec_id() == KVT_CODEC_F16) return image_write(cache, first_row, n_rows, src);
+  g_was_set = true;
+  const StateRowShape shape = shape_of(*cache);
+  for (int64_t row = first_row; row < first_row + n_rows; ++row, src += cache->n_values()) {
+    if (is_zero(src, cache->n_values())) {
+      write_codes(cache, shape, row, {0, 0, std::vector<uint8_t>(shape.n_values()), std::vector<uint16_t>(shape.n_norms()), {}});
+      continue;
+    }
+    auto codes = std::make_unique<StateRow>();
+    if (!find_state_row(shape, src, codes.get())) codes.reset();
+    const bool is_learning = cache->conditioner() != nullptr && cache->conditioner()->is_learning();
+    if (codes != nullptr && matches(*cache, codes->conditioning)) {
+      write_codes(cache, shape, row, *codes);
+    } else if (codes != nullptr || is_learning) {
+      wait_for_conditioning(cache, row, src, std::move(codes));
+    } else {
+      image_write(cache, row, 1, src);
+    }
+  }
+}
+
+void state_settle(CacheTensor* cache) {
+  const std::unique_ptr<WaitingKeys> waiting = std::move(cache->waiting_keys());
+  if (waiting != nullptr) store_waiting(cache, waiting.get());
+}
+
+void state_drop(CacheTensor* cache) { cache->waiting_keys().reset(); }
+
+void state_settle_all() {
+  if (!g_was_set.exchange(false)) return;
+  for_each_cache_buffer([](CacheBuffer& buffer) {
+    for (const auto& tensor : buffer.tensors()) state_settle(tensor.get());
+    for (const auto& keys : buffer.tensors()) {
+      for (const auto& values : buffer.tensors()) {
+        if (keys->side() != KVT_KEY || values->side() != KVT_VALUE || keys->layer() != values->layer()) continue;
+        if (keys->recent() != nullptr && values->recent() != nullptr) keys->recent()->align_with(*values->recent());
+      }
+    }
+  });
+}
+
+}  // namespace kvt::plugin
