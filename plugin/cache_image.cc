@@ -85,23 +85,16 @@ void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const g
   }
 }
 
-void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
-  image_encode(cache, first_row, n_rows, src, 0, 1);
+void image_write(CacheTensor* cache, int64_t row, const ggml_fp16_t* src, bool is_first) {
+  image_encode(cache, row, 1, src, 0, 1);
   RecentRows* recent = cache->recent();
-  if (recent == nullptr) return;
+  const auto stream = static_cast<size_t>(row / cache->n_cells());
+  const auto cell = static_cast<int32_t>(row % cache->n_cells());
+  if (recent == nullptr || cell < cache->n_exact()) return;  // exact anyhow
   const auto d = static_cast<size_t>(cache->head_dim());
-  for (int64_t i = 0; i < n_rows; ++i, src += cache->n_values()) {
-    const auto stream = static_cast<size_t>((first_row + i) / cache->n_cells());
-    const auto cell = static_cast<int32_t>((first_row + i) % cache->n_cells());
-    if (std::all_of(src, src + cache->n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) {
-      recent->forget(stream, cell, cell + 1);  // an empty cell
-      continue;
-    }
-    if (cell < cache->n_exact()) continue;  // exact anyhow
-    recent->append(stream, cell);
-    for (size_t head = 0; head < static_cast<size_t>(cache->n_heads()); ++head) {
-      std::memcpy(recent->row(stream, head, cell), src + head * d, d * sizeof(ggml_fp16_t));
-    }
+  recent->append(stream, cell, is_first);
+  for (size_t head = 0; head < static_cast<size_t>(cache->n_heads()); ++head) {
+    std::memcpy(recent->row(stream, head, cell), src + head * d, d * sizeof(ggml_fp16_t));
   }
 }
 

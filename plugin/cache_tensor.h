@@ -111,6 +111,8 @@ class CacheTensor {
 
   // Restored keys that are not stored yet (state_rows.h); nullptr if there are none.
   std::unique_ptr<WaitingKeys>& waiting_keys() { return waiting_keys_; }
+  // Rows restored since the last graph.
+  int64_t& n_restored() { return n_restored_; }
 
   // Everything becomes zero, and memory goes back to the system.
   void zero();
@@ -146,6 +148,7 @@ class CacheTensor {
   std::unique_ptr<RecentRows> recent_;
   ProbeSchedule probe_schedule_;
   std::unique_ptr<WaitingKeys> waiting_keys_;
+  int64_t n_restored_ = 0;
 };
 
 }  // namespace kvt::plugin

@@ -5,6 +5,30 @@
 #include <unordered_set>
 
 namespace kvt::plugin {
+namespace {
+
+constexpr uint16_t kHalfMinusInfinity = 0xfc00;
+constexpr unsigned kMostSequences = 31;  // bits beside kPinned
+
+const uint16_t* mask_row(const BatchSight& sight, size_t row) {
+  return reinterpret_cast<const uint16_t*>(sight.mask + row / sight.n_queries * sight.stream_stride +
+                                           row % sight.n_queries * sight.query_stride);
+}
+
+}  // namespace
+
+bool BatchSight::sees(size_t row, int32_t cell) const {
+  if (mask == nullptr) return true;
+  return static_cast<size_t>(cell) < n_cells && mask_row(*this, row)[cell] != kHalfMinusInfinity;
+}
+
+bool BatchSight::sees_at_most(size_t row, size_t n) const {
+  if (mask == nullptr || n == 0) return false;
+  size_t n_seen = 0;
+  const uint16_t* m = mask_row(*this, row);
+  for (size_t cell = 0; cell < n_cells && n_seen <= n; ++cell) n_seen += m[cell] != kHalfMinusInfinity;
+  return n_seen <= n;
+}
 
 RecentRows::RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t window)
     : n_streams_(n_streams),
@@ -13,32 +37,134 @@ RecentRows::RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t
       window_(window),
       capacity_(capacity_for(window)),
       size_(n_streams, 0),
+      n_pinned_(n_streams, 0),
+      between_(n_streams, 0),
       cells_(n_streams * capacity_, -1),
+      sequences_(n_streams * capacity_, 0),
       rows_(n_streams * n_heads * capacity_ * head_dim, 0) {}
 
-// The last n_kept entries become the first ones; their rows follow by move_rows.
-void RecentRows::keep_last(size_t stream, size_t n_kept, Batch::Stream* plan) {
+// Without gaps.
+std::vector<RecentRows::Entry> RecentRows::entries_of(size_t stream) const {
+  std::vector<Entry> entries;
+  const int32_t* cells = cells_of(stream);
+  for (size_t e = 0; e < size_[stream]; ++e) {
+    if (cells[e] >= 0) entries.push_back({cells[e], sequences_[stream * capacity_ + e], static_cast<int32_t>(e), -1});
+  }
+  return entries;
+}
+
+// A bit that no entry has; if all are taken, the one whose newest entry is the oldest is taken away from it.
+RecentRows::Sequences RecentRows::free_sequence(std::vector<Entry>* entries) {
+  Sequences used = 0, last = 0;
+  for (auto it = entries->rbegin(); it != entries->rend(); ++it) {
+    const Sequences fresh = it->sequences & ~kPinned & ~used;
+    if (fresh != 0) last = fresh & (~fresh + 1);
+    used |= it->sequences;
+  }
+  for (unsigned bit = 0; bit < kMostSequences; ++bit) {
+    if ((used >> bit & 1) == 0) return Sequences{1} << bit;
+  }
+  for (Entry& e : *entries) e.sequences &= ~last;
+  return last;
+}
+
+// Row `row` of a batch is entered, behind all others, and pinned if it is one of the first n_first of its sequence.
+void RecentRows::carry_on(std::vector<Entry>* entries, int32_t cell, int32_t row, const BatchSight& sight, size_t n_first) {
+  Sequences newer = 0, mine = 0;
+  bool may_be_first = true;  // counting what it sees takes time
+  for (auto it = entries->rbegin(); it != entries->rend(); ++it) {
+    if (sight.sees(static_cast<size_t>(row), it->cell)) {
+      may_be_first = (it->sequences & kPinned) != 0 || static_cast<size_t>(it->cell) < n_first;
+      mine = it->sequences & ~newer & ~kPinned;
+      mine &= ~mine + 1;
+      break;
+    }
+    newer |= it->sequences;
+  }
+  if (mine == 0) {
+    mine = free_sequence(entries);
+    for (Entry& e : *entries) {
+      if (sight.sees(static_cast<size_t>(row), e.cell)) e.sequences |= mine;
+    }
+  }
+  const bool is_first = may_be_first && static_cast<size_t>(cell) >= n_first && sight.sees_at_most(static_cast<size_t>(row), n_first);
+  entries->push_back({cell, mine | (is_first ? kPinned : 0), -1, row});
+}
+
+void RecentRows::put_pinned_first(std::vector<Entry>* entries) {
+  std::stable_partition(entries->begin(), entries->end(), [](const Entry& e) { return (e.sequences & kPinned) != 0; });
+}
+
+// Keeps what the list has room for: pinned entries, and of each sequence the last window.
+void RecentRows::drop_old(std::vector<Entry>* entries) const {
+  size_t n_pinned = 0, n_of[kMostSequences] = {};
+  std::vector<Entry> kept;
+  for (auto it = entries->rbegin(); it != entries->rend(); ++it) {
+    bool is_kept = (it->sequences & kPinned) != 0 && n_pinned++ < kMostPinned;
+    for (unsigned bit = 0; bit < kMostSequences; ++bit) {
+      if ((it->sequences >> bit & 1) != 0 && n_of[bit]++ < window_) is_kept = true;
+    }
+    if (is_kept) kept.push_back(*it);
+  }
+  const size_t most = kMostWindows * window_ + kSlack;
+  std::reverse(kept.begin(), kept.end());
+  while (kept.size() > most) {
+    const auto oldest = std::find_if(kept.begin(), kept.end(), [](const Entry& e) { return (e.sequences & kPinned) == 0; });
+    kept.erase(oldest != kept.end() ? oldest : kept.begin());
+  }
+  *entries = std::move(kept);
+}
+
+void RecentRows::grow(size_t n_entries) {
+  if (n_entries <= capacity_) return;
+  const size_t capacity = (n_entries + kSlack + 15) / 16 * 16;
+  std::vector<int32_t> cells(n_streams_ * capacity, -1);
+  std::vector<Sequences> sequences(n_streams_ * capacity, 0);
+  std::vector<ggml_fp16_t> rows(n_streams_ * n_heads_ * capacity * head_dim_, 0);
+  for (size_t s = 0; s < n_streams_; ++s) {
+    std::copy_n(cells_of(s), capacity_, cells.data() + s * capacity);
+    std::copy_n(sequences_.data() + s * capacity_, capacity_, sequences.data() + s * capacity);
+    for (size_t head = 0; head < n_heads_; ++head) {
+      std::copy_n(rows_of(s, head), capacity_ * head_dim_, rows.data() + (s * n_heads_ + head) * capacity * head_dim_);
+    }
+  }
+  cells_.swap(cells);
+  sequences_.swap(sequences);
+  rows_.swap(rows);
+  capacity_ = capacity;
+}
+
+// The list becomes entries, which fit. Returns where their rows are.
+std::vector<int32_t> RecentRows::set_entries(size_t stream, const std::vector<Entry>& entries) {
+  std::vector<int32_t> sources;
   int32_t* cells = cells_of(stream);
-  plan->begin = size_[stream] - n_kept;
-  plan->n_kept = n_kept;
-  std::memmove(cells, cells + plan->begin, n_kept * sizeof(int32_t));
-  std::fill(cells + n_kept, cells + capacity_, -1);
-  size_[stream] = n_kept;
+  std::fill(cells, cells + capacity_, -1);
+  n_pinned_[stream] = 0;
+  for (size_t e = 0; e < entries.size(); ++e) {
+    cells[e] = entries[e].cell;
+    sequences_[stream * capacity_ + e] = entries[e].sequences;
+    n_pinned_[stream] += (entries[e].sequences & kPinned) != 0;
+    sources.push_back(entries[e].source);
+  }
+  size_[stream] = entries.size();
+  return sources;
 }
 
-void RecentRows::move_rows(const Batch::Stream& plan, size_t stream, size_t head) {
-  if (plan.begin == 0 || plan.n_kept == 0) return;
+void RecentRows::move_rows(size_t stream, size_t head, const std::vector<int32_t>& sources) {
   ggml_fp16_t* rows = rows_of(stream, head);
-  std::memmove(rows, rows + plan.begin * head_dim_, plan.n_kept * head_dim_ * sizeof(ggml_fp16_t));
+  const std::vector<ggml_fp16_t> before(rows, rows + capacity_ * head_dim_);
+  for (size_t e = 0; e < sources.size(); ++e) {
+    if (sources[e] >= 0) std::copy_n(before.data() + static_cast<size_t>(sources[e]) * head_dim_, head_dim_, rows + e * head_dim_);
+  }
 }
 
-void RecentRows::begin_batch(const int32_t* cells, Batch* batch) {
+void RecentRows::begin_batch(const int32_t* cells, Batch* batch, const BatchSight& sight, size_t n_first) {
   const size_t n_rows = batch->rows.size();
   batch->streams.assign(n_streams_, {});
   batch->memory = nullptr;
   // A cell that is written twice has one entry, for its last row.
   std::unordered_set<int64_t> seen;
-  size_t most_new = 0;
+  std::vector<size_t> n_new(n_streams_, 0);
   for (size_t i = n_rows; i-- > 0;) {
     Batch::Row* row = &batch->rows[i];
     row->entry = row->batch_entry = -1;
@@ -46,43 +172,48 @@ void RecentRows::begin_batch(const int32_t* cells, Batch* batch) {
     if (!row->is_last) continue;
     const auto stream = static_cast<size_t>(row->stream);
     forget(stream, cells[i], cells[i] + 1);
-    most_new = std::max(most_new, ++batch->streams[stream].n_new);
+    ++n_new[stream];
   }
-  const bool has_own_list = most_new > kSlack;
-  batch->n_entries = has_own_list ? window_ + most_new : 0;
-  if (has_own_list) batch->cells.assign(n_streams_ * batch->n_entries, -1);
-  batch->first_entry = 0;
-  for (size_t s = 0; s < n_streams_; ++s) {
-    Batch::Stream* plan = &batch->streams[s];
-    if (has_own_list) {
-      plan->n_copied = plan->next_in_batch = std::min(size_[s], window_);
-      plan->copy_begin = size_[s] - plan->n_copied;
-      std::copy_n(cells_of(s) + plan->copy_begin, plan->n_copied, batch->cells.data() + s * batch->n_entries);
-    }
-    if (size_[s] + plan->n_new > capacity_) {
-      plan->n_too_old = plan->n_new > capacity_ ? plan->n_new - capacity_ : 0;
-      const size_t room = capacity_ - (plan->n_new - plan->n_too_old);
-      keep_last(s, std::min({size_[s], room, window_}), plan);
-    }
-    plan->next = size_[s];
-    size_[s] += plan->n_new - plan->n_too_old;
-    batch->first_entry = std::max(batch->first_entry, has_own_list ? plan->next_in_batch : plan->next);
-  }
+  std::vector<std::vector<Entry>> lists(n_streams_);
+  for (size_t s = 0; s < n_streams_; ++s) lists[s] = entries_of(s);
   for (size_t i = 0; i < n_rows; ++i) {
-    Batch::Row* row = &batch->rows[i];
-    if (!row->is_last) continue;
-    const auto stream = static_cast<size_t>(row->stream);
-    Batch::Stream* plan = &batch->streams[stream];
-    if (has_own_list) {
-      row->batch_entry = static_cast<int32_t>(plan->next_in_batch++);
-      batch->cells[stream * batch->n_entries + static_cast<size_t>(row->batch_entry)] = cells[i];
+    if (!batch->rows[i].is_last) continue;
+    std::vector<Entry>* list = &lists[static_cast<size_t>(batch->rows[i].stream)];
+    carry_on(list, cells[i], static_cast<int32_t>(i), sight, n_first);
+  }
+  const bool has_own_list = *std::max_element(n_new.begin(), n_new.end()) > kSlack;
+  batch->n_entries = batch->n_pinned = batch->first_entry = 0;
+  for (std::vector<Entry>& list : lists) {
+    put_pinned_first(&list);
+    if (has_own_list) batch->n_entries = std::max(batch->n_entries, list.size());
+  }
+  if (has_own_list) batch->cells.assign(n_streams_ * batch->n_entries, -1);
+  const auto find_first = [&](const std::vector<Entry>& list) {
+    const auto first = std::find_if(list.begin(), list.end(), [](const Entry& e) { return e.row >= 0 && (e.sequences & kPinned) == 0; });
+    batch->first_entry = std::max(batch->first_entry, static_cast<size_t>(first - list.begin()));
+  };
+  for (size_t s = 0; s < n_streams_; ++s) {
+    std::vector<Entry>& list = lists[s];
+    Batch::Stream* plan = &batch->streams[s];
+    size_t n_pinned = 0;
+    for (size_t e = 0; has_own_list && e < list.size(); ++e) {
+      batch->cells[s * batch->n_entries + e] = list[e].cell;
+      plan->copied.push_back(list[e].source);
+      n_pinned += (list[e].sequences & kPinned) != 0;
+      if (list[e].row >= 0) batch->rows[static_cast<size_t>(list[e].row)].batch_entry = static_cast<int32_t>(e);
     }
-    if (plan->n_too_old > 0) {
-      --plan->n_too_old;
-      continue;
+    batch->n_pinned = std::max(batch->n_pinned, n_pinned);
+    if (has_own_list) find_first(list);
+    if (n_new[s] == 0) continue;  // nothing changes
+    between_[s] = 0;
+    if (list.size() > capacity_) drop_old(&list);
+    grow(list.size());
+    if (!has_own_list) find_first(list);
+    for (size_t e = 0; e < list.size(); ++e) {
+      if (list[e].row >= 0) batch->rows[static_cast<size_t>(list[e].row)].entry = static_cast<int32_t>(e);
+      plan->has_moved = plan->has_moved || (list[e].source >= 0 && list[e].source != static_cast<int32_t>(e));
     }
-    row->entry = static_cast<int32_t>(plan->next++);
-    cells_of(stream)[row->entry] = cells[i];
+    plan->kept = set_entries(s, list);
   }
 }
 
@@ -93,8 +224,10 @@ void RecentRows::write_batch(const Batch& batch, size_t head, const float* src, 
   };
   for (size_t s = 0; s < n_streams_; ++s) {
     const Batch::Stream& plan = batch.streams[s];
-    if (plan.n_copied > 0) std::memcpy(own_row(s, 0), rows_of(s, head) + plan.copy_begin * head_dim_, plan.n_copied * bytes);
-    move_rows(plan, s, head);
+    for (size_t e = 0; e < plan.copied.size(); ++e) {
+      if (plan.copied[e] >= 0) std::memcpy(own_row(s, e), rows_of(s, head) + static_cast<size_t>(plan.copied[e]) * head_dim_, bytes);
+    }
+    if (plan.has_moved) move_rows(s, head, plan.kept);
   }
   for (size_t i = 0; i < batch.rows.size(); ++i) {
     const Batch::Row& row = batch.rows[i];
@@ -102,24 +235,41 @@ void RecentRows::write_batch(const Batch& batch, size_t head, const float* src, 
     const auto stream = static_cast<size_t>(row.stream);
     ggml_fp16_t* lasting = row.entry >= 0 ? rows_of(stream, head) + static_cast<size_t>(row.entry) * head_dim_ : nullptr;
     ggml_fp16_t* own = row.batch_entry >= 0 ? own_row(stream, static_cast<size_t>(row.batch_entry)) : nullptr;
+    if (own == nullptr && lasting == nullptr) continue;
     host().ggml_fp32_to_fp16_row(src + i * src_stride, own != nullptr ? own : lasting, static_cast<int64_t>(head_dim_));
     if (own != nullptr && lasting != nullptr) std::memcpy(lasting, own, bytes);
   }
 }
 
 RecentList RecentRows::list_of(const Batch* batch) const {
-  if (batch != nullptr && batch->n_entries > 0) return {batch->n_entries, batch->cells.data(), batch->memory};
-  return {capacity_, cells_.data(), rows_.data()};
+  if (batch != nullptr && batch->n_entries > 0) return {batch->n_entries, batch->cells.data(), batch->memory, batch->n_pinned};
+  return {capacity_, cells_.data(), rows_.data(), *std::max_element(n_pinned_.begin(), n_pinned_.end())};
 }
 
-void RecentRows::append(size_t stream, int32_t cell) {
-  forget(stream, cell, cell + 1);
-  if (size_[stream] == capacity_) {
-    Batch::Stream plan;
-    keep_last(stream, window_, &plan);
-    for (size_t head = 0; head < n_heads_; ++head) move_rows(plan, stream, head);
+// At the end, or among the pinned ones.
+void RecentRows::add_entry(size_t stream, const Entry& entry) {
+  if (size_[stream] < capacity_ && (entry.sequences & kPinned) == 0) {
+    cells_of(stream)[size_[stream]] = entry.cell;
+    sequences_[stream * capacity_ + size_[stream]++] = entry.sequences;
+    return;
   }
-  cells_of(stream)[size_[stream]++] = cell;
+  std::vector<Entry> list = entries_of(stream);
+  list.push_back(entry);
+  put_pinned_first(&list);
+  if (list.size() > capacity_) drop_old(&list);
+  grow(list.size());
+  const std::vector<int32_t> sources = set_entries(stream, list);
+  for (size_t head = 0; head < n_heads_; ++head) move_rows(stream, head, sources);
+}
+
+void RecentRows::append(size_t stream, int32_t cell, bool is_pinned) {
+  forget(stream, cell, cell + 1);
+  if (between_[stream] == 0) {
+    std::vector<Entry> list = entries_of(stream);
+    between_[stream] = free_sequence(&list);
+    for (const Entry& e : list) sequences_[stream * capacity_ + static_cast<size_t>(e.source)] = e.sequences;
+  }
+  add_entry(stream, {cell, between_[stream] | (is_pinned ? kPinned : 0), -1, -1});
 }
 
 ggml_fp16_t* RecentRows::row(size_t stream, size_t head, int32_t cell) {
@@ -141,7 +291,7 @@ void RecentRows::append_from(const RecentRows& other, size_t other_stream, size_
   for (size_t e = 0; e < other.size_[other_stream]; ++e) {
     const int32_t cell = other.cells_of(other_stream)[e];
     if (cell < begin || cell >= end) continue;
-    append(stream, cell);
+    append(stream, cell, (other.sequences_[other_stream * other.capacity_ + e] & kPinned) != 0);
     for (size_t head = 0; head < n_heads_; ++head) {
       std::copy_n(other.rows_of(other_stream, head) + e * head_dim_, head_dim_, row(stream, head, cell));
     }
@@ -150,25 +300,27 @@ void RecentRows::append_from(const RecentRows& other, size_t other_stream, size_
 
 void RecentRows::align_with(const RecentRows& other) {
   if (cells_ == other.cells_ && size_ == other.size_) return;
-  if (n_streams_ != other.n_streams_ || capacity_ != other.capacity_) return clear();
-  const RecentRows before = *this;
+  if (n_streams_ != other.n_streams_) return clear();
+  grow(other.capacity_);
   for (size_t s = 0; s < n_streams_; ++s) {
-    size_[s] = other.size_[s];
-    for (size_t e = 0; e < capacity_; ++e) {
+    std::vector<Entry> list;
+    const int32_t* begin = cells_of(s);
+    for (size_t e = 0; e < other.size_[s]; ++e) {
       const int32_t cell = other.cells_of(s)[e];
-      const int32_t* begin = before.cells_of(s);
-      const int32_t* found = std::find(begin, begin + before.size_[s], cell);
-      const bool is_here = e < size_[s] && cell >= 0 && found != begin + before.size_[s];
-      cells_of(s)[e] = is_here ? cell : -1;
-      for (size_t head = 0; is_here && head < n_heads_; ++head) {
-        std::copy_n(before.rows_of(s, head) + static_cast<size_t>(found - begin) * head_dim_, head_dim_, rows_of(s, head) + e * head_dim_);
-      }
+      const int32_t* found = std::find(begin, begin + size_[s], cell);
+      const bool is_here = cell >= 0 && found != begin + size_[s];
+      list.push_back({is_here ? cell : -1, other.sequences_[s * other.capacity_ + e], is_here ? static_cast<int32_t>(found - begin) : -1, -1});
     }
+    const std::vector<int32_t> sources = set_entries(s, list);
+    for (size_t head = 0; head < n_heads_; ++head) move_rows(s, head, sources);
+    between_[s] = other.between_[s];
   }
 }
 
 void RecentRows::clear() {
   std::fill(size_.begin(), size_.end(), size_t{0});
+  std::fill(n_pinned_.begin(), n_pinned_.end(), size_t{0});
+  std::fill(between_.begin(), between_.end(), Sequences{0});
   std::fill(cells_.begin(), cells_.end(), -1);
 }
 

@@ -4,6 +4,11 @@
 // Each stream has a list of entries, oldest first, one for each of the cells written last; a cell that is written again moves to the
 // end. What a query attends exactly are the newest entries that it sees (kvt_attention), so entries of removed tokens do no harm.
 //
+// Several sequences may share a stream. Which rows belong together is told by what their queries see: a row carries on the sequence of
+// the newest entry that its query sees, unless that one has been carried on by others; then both have the entries so far in common. Of
+// each sequence the last window of entries stays, so that none pushes out another's; the list grows as they come. The first rows of
+// a sequence that does not begin in the first cells are pinned: they come first in the list and stay until their cells are written.
+//
 // A batch of many rows is longer than the list, and its first queries need rows that leave it at once. Such a batch has a list of its
 // own for the time of its graph: the entries before it and all its rows, in memory that all layers share.
 //
@@ -24,13 +29,26 @@ struct RecentList {
   size_t n_entries = 0;
   const int32_t* cells = nullptr;  // [n_streams, n_entries], -1 = no entry
   const ggml_fp16_t* rows = nullptr;
+  size_t n_pinned = 0;  // the first ones, of each stream
+};
+
+// What the rows of a batch see, by the mask of the attention that they are written for: fp16 [n_streams, n_queries, n_cells].
+struct BatchSight {
+  const char* mask = nullptr;  // nullptr: not known; then all is taken for one sequence
+  size_t query_stride = 0, stream_stride = 0, n_queries = 1, n_cells = 0;
+
+  bool sees(size_t row, int32_t cell) const;
+  // Whether it sees no more than n cells.
+  bool sees_at_most(size_t row, size_t n) const;
 };
 
 class RecentRows {
  public:
   // Entries kept beyond a window: room to append without moving rows each time, and for a few entries that are not seen.
   static constexpr size_t kSlack = 8;
-  // Entries of a stream. A window of 0: no rows are kept.
+  // A list grows to that many windows, and has that many pinned rows.
+  static constexpr size_t kMostWindows = 16, kMostPinned = 64;
+  // Entries of a stream with one sequence. A window of 0: no rows are kept.
   static constexpr size_t capacity_for(size_t window) { return window > 0 ? window + kSlack : 0; }
 
   // A batch of new rows, from begin_batch to the end of its graph.
@@ -41,28 +59,31 @@ class RecentRows {
       int32_t entry = -1;        // in the lasting list; -1: too old already
       int32_t batch_entry = -1;  // in the batch's own list; -1: it has none
     };
-    struct Stream {  // what happens to the entries of a stream before its new rows come
-      size_t begin = 0, n_kept = 0;         // these become the first ones
-      size_t copy_begin = 0, n_copied = 0;  // these become the first of the batch's list
-      size_t n_new = 0, next = 0, next_in_batch = 0, n_too_old = 0;
+    struct Stream {
+      std::vector<int32_t> kept;    // where the row of each entry of the lasting list was before; -1: new or none
+      std::vector<int32_t> copied;  // the same for the batch's own list
+      bool has_moved = false;       // some entry of the lasting list was elsewhere
     };
     std::vector<Row> rows;
     std::vector<Stream> streams;
     size_t n_entries = 0;           // of its own list; 0: it has none
+    size_t n_pinned = 0;            // of its own list
     std::vector<int32_t> cells;     // of its own list
     ggml_fp16_t* memory = nullptr;  // of its own list: memory_values() of them, from the caller
-    size_t first_entry = 0;         // of the batch, in the list that attention reads; the last one if streams differ
+    size_t first_entry = 0;         // of the batch, or one behind, in the list that attention reads
   };
 
   RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t window);
 
   size_t window() const { return window_; }
+  size_t capacity() const { return capacity_; }
   // Bytes of rows of one stream.
   size_t stream_bytes() const { return n_heads_ * capacity_ * head_dim_ * sizeof(ggml_fp16_t); }
 
   // Plans a batch: row i will be written to cell cells[i] of its stream. The list changes at once, the rows are not there yet.
-  // The caller fills in batch->rows[i].stream beforehand.
-  void begin_batch(const int32_t* cells, Batch* batch);
+  // The caller fills in batch->rows[i].stream beforehand. n_first: rows whose queries see no more cells than that are pinned, unless
+  // they lie in the first n_first cells, which are kept elsewhere.
+  void begin_batch(const int32_t* cells, Batch* batch, const BatchSight& sight = {}, size_t n_first = 0);
   size_t memory_values(const Batch& batch) const { return n_streams_ * n_heads_ * batch.n_entries * head_dim_; }
   // Writes the rows of one head: row i at src + i * src_stride floats.
   void write_batch(const Batch& batch, size_t head, const float* src, size_t src_stride);
@@ -70,8 +91,8 @@ class RecentRows {
   // The list after a batch, or as it stands.
   RecentList list_of(const Batch* batch) const;
 
-  // One row that came otherwise: appends its cell; its rows follow by write_row.
-  void append(size_t stream, int32_t cell);
+  // One row that came otherwise: appends its cell; its rows follow by row(). Those between two batches are one sequence.
+  void append(size_t stream, int32_t cell, bool is_pinned = false);
   // The row of an entry, or nullptr if the cell has none.
   ggml_fp16_t* row(size_t stream, size_t head, int32_t cell);
   // Cells begin .. end - 1 have no entries any more.
@@ -83,18 +104,38 @@ class RecentRows {
   void clear();
 
  private:
+  using Sequences = uint32_t;  // a bit for each sequence
+  static constexpr Sequences kPinned = Sequences{1} << 31;
+
+  struct Entry {
+    int32_t cell;
+    Sequences sequences;
+    int32_t source;  // where it was in the lasting list; -1: its row is new
+    int32_t row;     // of the batch; -1: none
+  };
+
   int32_t* cells_of(size_t stream) { return cells_.data() + stream * capacity_; }
   const int32_t* cells_of(size_t stream) const { return cells_.data() + stream * capacity_; }
   ggml_fp16_t* rows_of(size_t stream, size_t head) { return rows_.data() + (stream * n_heads_ + head) * capacity_ * head_dim_; }
   const ggml_fp16_t* rows_of(size_t stream, size_t head) const {
     return rows_.data() + (stream * n_heads_ + head) * capacity_ * head_dim_;
   }
-  void keep_last(size_t stream, size_t n_kept, Batch::Stream* plan);
-  void move_rows(const Batch::Stream& plan, size_t stream, size_t head);
+  std::vector<Entry> entries_of(size_t stream) const;
+  static Sequences free_sequence(std::vector<Entry>* entries);
+  static void carry_on(std::vector<Entry>* entries, int32_t cell, int32_t row, const BatchSight& sight, size_t n_first);
+  static void put_pinned_first(std::vector<Entry>* entries);
+  void drop_old(std::vector<Entry>* entries) const;
+  void grow(size_t n_entries);
+  std::vector<int32_t> set_entries(size_t stream, const std::vector<Entry>& entries);
+  void move_rows(size_t stream, size_t head, const std::vector<int32_t>& sources);
+  void add_entry(size_t stream, const Entry& entry);
 
   size_t n_streams_, n_heads_, head_dim_, window_, capacity_;
-  std::vector<size_t> size_;    // [n_streams] entries in use
-  std::vector<int32_t> cells_;  // [n_streams, capacity]
+  std::vector<size_t> size_;      // [n_streams] entries in use
+  std::vector<size_t> n_pinned_;  // [n_streams] of them
+  std::vector<Sequences> between_;  // [n_streams] the sequence of rows that came since the last batch; 0: none yet
+  std::vector<int32_t> cells_;    // [n_streams, capacity]
+  std::vector<Sequences> sequences_;  // [n_streams, capacity]
   std::vector<ggml_fp16_t> rows_;  // [n_streams, n_heads, capacity, head_dim]
 };
 

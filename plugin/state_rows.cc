@@ -157,7 +157,7 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
       continue;
     }
     n_rounded += row.codes != nullptr;
-    image_write(cache, row.row, 1, row.values.data());
+    image_write(cache, row.row, row.values.data(), row.is_first);
     if (row.codes != nullptr && cache->recent() != nullptr) {
       const auto cell = static_cast<int32_t>(cell_of(*cache, row.row));
       cache->recent()->forget(static_cast<size_t>(stream_of(*cache, row.row)), cell, cell + 1);
@@ -174,7 +174,7 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
   }
 }
 
-void wait_for_conditioning(CacheTensor* cache, int64_t row, const ggml_fp16_t* values, std::unique_ptr<StateRow> codes) {
+void wait_for_conditioning(CacheTensor* cache, int64_t row, const ggml_fp16_t* values, std::unique_ptr<StateRow> codes, bool is_first) {
   WaitingKeys* waiting = waiting_of(cache);
   const uint32_t digest = codes != nullptr ? codes->conditioning : 0;
   bool is_complete = codes != nullptr && digest == 0;
@@ -183,7 +183,7 @@ void wait_for_conditioning(CacheTensor* cache, int64_t row, const ggml_fp16_t* v
     it->second.add(*codes);
     is_complete = it->second.is_complete(digest);
   }
-  waiting->rows.push_back({row, std::vector<ggml_fp16_t>(values, values + cache->n_values()), std::move(codes)});
+  waiting->rows.push_back({row, std::vector<ggml_fp16_t>(values, values + cache->n_values()), std::move(codes), is_first});
   if (is_complete || waiting->rows.size() >= kMostWaiting) state_settle(cache);
 }
 
@@ -220,7 +220,7 @@ void state_get_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_
 }
 
 void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
-  if (cache->codec_id() == KVT_CODEC_F16) return image_write(cache, first_row, n_rows, src);
+  if (cache->codec_id() == KVT_CODEC_F16) return image_encode(cache, first_row, n_rows, src, 0, 1);
   g_was_set = true;
   const StateRowShape shape = shape_of(*cache);
   for (int64_t row = first_row; row < first_row + n_rows; ++row, src += cache->n_values()) {
@@ -230,13 +230,15 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
     }
     auto codes = std::make_unique<StateRow>();
     if (!find_state_row(shape, src, codes.get())) codes.reset();
+    // What comes between two graphs is one sequence from its first token on, unless that is not exact.
+    const bool is_first = cache->n_restored()++ < cache->n_exact() && codes == nullptr && cache->n_rows() == cache->n_cells();
     const bool is_learning = cache->conditioner() != nullptr && cache->conditioner()->is_learning();
     if (codes != nullptr && matches(*cache, codes->conditioning)) {
       write_codes(cache, shape, row, *codes);
     } else if (codes != nullptr || is_learning) {
-      wait_for_conditioning(cache, row, src, std::move(codes));
+      wait_for_conditioning(cache, row, src, std::move(codes), is_first);
     } else {
-      image_write(cache, row, 1, src);
+      image_write(cache, row, src, is_first);
     }
   }
 }
@@ -251,7 +253,10 @@ void state_drop(CacheTensor* cache) { cache->waiting_keys().reset(); }
 void state_settle_all() {
   if (!g_was_set.exchange(false)) return;
   for_each_cache_buffer([](CacheBuffer& buffer) {
-    for (const auto& tensor : buffer.tensors()) state_settle(tensor.get());
+    for (const auto& tensor : buffer.tensors()) {
+      state_settle(tensor.get());
+      tensor->n_restored() = 0;
+    }
     for (const auto& keys : buffer.tensors()) {
       for (const auto& values : buffer.tensors()) {
         if (keys->side() != KVT_KEY || values->side() != KVT_VALUE || keys->layer() != values->layer()) continue;

@@ -34,6 +34,7 @@ struct WaitingKeys {
     int64_t row;
     std::vector<ggml_fp16_t> values;
     std::unique_ptr<StateRow> codes;  // nullptr: a row without
+    bool is_first;                    // of its sequence
   };
   std::vector<Row> rows;                           // in the order in which they came
   std::map<uint32_t, ConditioningPieces> pieces;   // by digest

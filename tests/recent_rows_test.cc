@@ -122,7 +122,7 @@ TEST_F(RecentRowsTest, ALargeBatchKeepsWhatItsFirstRowsNeed) {
       });
       n_before += cell >= 0 && !is_new;
     }
-    EXPECT_EQ(n_before, kWindow);
+    EXPECT_GE(n_before, kWindow);
     check(list, s, kWindow + 10);
   }
 }
