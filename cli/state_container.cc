@@ -1,6 +1,7 @@
 #include "state_container.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -97,9 +98,10 @@ class RowCoder {
       for (unsigned i = 0; i < d; ++i) {
         const size_t at = size_t{head} * d + i;
         if (conditioning != nullptr) {
-          const float mean = half_to_float(get<uint16_t>(conditioning + 2 * at));
-          const float scale = half_to_float(get<uint16_t>(conditioning + 2 * (shape_.n_values() + at)));
-          values[i] = values[i] * scale + mean;
+          const auto mean = static_cast<float>(static_cast<int8_t>(conditioning[at]));
+          const float unit = std::bit_cast<float>(get<uint32_t>(conditioning + shape_.n_values() + 4 * size_t{head}));
+          const float scale = half_to_float(get<uint16_t>(conditioning + shape_.n_values() + 4 * size_t{shape_.n_heads} + 2 * at));
+          values[i] = values[i] * scale + unit * mean;
         }
         halves[at] = float_to_half(values[i]);
       }

@@ -48,6 +48,7 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     if (std::memcmp(row, values->fp16.data() + static_cast<size_t>(i) * d, d * sizeof(ggml_fp16_t)) == 0) continue;
     host().ggml_fp16_to_fp32_row(row, values->fp32.data() + n_changed * d, cache->head_dim());
     cells[n_changed++] = chunk.cell + i;
+    if (cache->conditioner() != nullptr) cache->conditioner()->means().settle(chunk.stream, head, chunk.cell + i);
   }
   if (n_changed == 0) return;
   replace_cells(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
@@ -86,6 +87,11 @@ void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const g
 }
 
 void image_write(CacheTensor* cache, int64_t row, const ggml_fp16_t* src, bool is_first) {
+  if (cache->conditioner() != nullptr) {
+    std::vector<float> keys(static_cast<size_t>(cache->n_values()));
+    host().ggml_fp16_to_fp32_row(src, keys.data(), cache->n_values());
+    cache->conditioner()->add_keys(row, keys.data());
+  }
   image_encode(cache, row, 1, src, 0, 1);
   RecentRows* recent = cache->recent();
   const auto stream = static_cast<size_t>(row / cache->n_cells());
@@ -184,10 +190,14 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
       src_cell % kPageTokens == 0 && dst_cell % kPageTokens == 0 &&
       (n_rows % kPageTokens == 0 || (src_cell + n_rows == src->n_cells() && dst_cell + n_rows == dst->n_cells()));
   const bool has_exact_rows = src->n_exact() > 0 && (src_cell == 0 || dst_cell == 0);
-  if (!is_within_streams || !is_whole_pages || (has_exact_rows && src_cell != dst_cell)) return false;
+  const bool is_moved = src_cell != dst_cell && dst->conditioner() != nullptr;  // means belong to their cells
+  if (!is_within_streams || !is_whole_pages || is_moved || (has_exact_rows && src_cell != dst_cell)) return false;
   state_settle(src);
   state_settle(dst);
-  if (dst->conditioner() != nullptr) dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  if (dst->conditioner() != nullptr) {
+    if (!dst->conditioner()->means().copy(src_row / src->n_cells(), dst_row / dst->n_cells(), src_cell, src_cell + n_rows)) return false;
+    dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  }
   if (has_exact_rows) {
     const size_t bytes = std::min(src->exact_stream_stride(), dst->exact_stream_stride());
     std::memcpy(dst->exact_row(dst_row / dst->n_cells(), 0, 0), src->exact_row(src_row / src->n_cells(), 0, 0), bytes);

@@ -16,8 +16,8 @@ void encode_cells(CacheTensor* cache, int64_t stream, int64_t head, const float*
     kvt_internal::floats_to_halves(cache->codec(), src + i * src_stride, d, half);
     if (cells[i] < cache->n_exact()) std::memcpy(cache->exact_row(stream, head, cells[i]), half, d * sizeof(ggml_fp16_t));
     kvt_internal::halves_to_floats(cache->codec(), half, d, row);
-    if (cache->conditioner() != nullptr) cache->conditioner()->apply(head, row, row);
   }
+  if (cache->conditioner() != nullptr) cache->conditioner()->apply(stream, head, cells, n, rows);
   kvt_internal::encode_unchecked(cache->codec(), cache->side(), rows, d, n, cells, cache->head_pages(stream, head),
                                  cache->page_stride());
 }
@@ -44,7 +44,7 @@ void read_rows(CacheTensor* cache, int64_t stream, int64_t head, int64_t first_c
     if (exact != nullptr) {
       host().ggml_fp16_to_fp32_row(exact, dst + i * d, cache->head_dim());
     } else if (cache->conditioner() != nullptr) {
-      cache->conditioner()->undo(head, dst + i * d);
+      cache->conditioner()->undo(stream, head, cell, dst + i * d);
     }
   }
 }

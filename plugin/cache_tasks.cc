@@ -8,6 +8,7 @@
 #include "cache_image.h"
 #include "cache_rows.h"
 #include "fit_probe.h"
+#include "metrics.h"
 #include "startup_report.h"
 
 namespace kvt::plugin {
@@ -46,7 +47,38 @@ void keep_rows(const SetRowsTask* task) {
   }
 }
 
+// The means get to know the keys that come: each head by one thread.
+void add_keys(const SetRowsTask* task, int part, int n_parts) {
+  const ggml_tensor* rows = task->node->src[0];
+  CacheTensor* cache = task->cache;
+  for (int64_t i = 0; i < rows->ne[1]; ++i) {
+    const int64_t row = task->first_row + row_index(task->node->src[1], i);
+    if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
+    const auto* keys = reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(i) * rows->nb[1]);
+    for (int64_t head = part; head < cache->n_heads(); head += n_parts) {
+      cache->conditioner()->means().add_key(row / cache->n_cells(), head, row % cache->n_cells(), keys + head * cache->head_dim());
+    }
+  }
+}
+
 }  // namespace
+
+bool begins_mean(const SetRowsTask& task) {
+  const KeyConditioner* conditioner = task.cache->conditioner();
+  if (conditioner == nullptr || task.awaits_learning) return false;
+  const ggml_tensor* index = task.node->src[1];
+  if (owner_of(index)->op != host().op.none) return true;  // known too late: as if
+  for (int64_t i = 0; i < task.node->src[0]->ne[1]; ++i) {
+    const int64_t row = task.first_row + row_index(index, i);
+    if (row < 0 || row >= task.cache->n_rows()) return false;
+    if (conditioner->means().is_new(row / task.cache->n_cells(), row % task.cache->n_cells())) return true;
+  }
+  return false;
+}
+
+void run_begin_means(ggml_tensor*, int part, int n_parts, void* user_data) {
+  add_keys(static_cast<const SetRowsTask*>(user_data), part, n_parts);
+}
 
 void begin_set_rows(SetRowsTask* task) {
   RecentRows* recent = task->cache->recent();
@@ -81,6 +113,7 @@ void begin_set_rows(SetRowsTask* task) {
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const OperationTimer timer(counters().encode_ns, part);
   const auto* task = static_cast<const SetRowsTask*>(user_data);
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
@@ -95,6 +128,7 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
     if (task->awaits_learning) return;
     if (part == 0) cache->conditioner()->set_stored();
   }
+  if (cache->conditioner() != nullptr && !task->begins_mean) add_keys(task, part, n_parts);
   int64_t cells[kMaxRowsAtOnce];
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
     int64_t run_begin = 0, run_stream = 0, n_run = 0;
@@ -154,6 +188,7 @@ void run_learn(ggml_tensor*, int part, int, void* user_data) {
 }
 
 void run_store_kept(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const OperationTimer timer(counters().encode_ns, part);
   const auto* task = static_cast<const LearnTask*>(user_data);
   CacheTensor* keys = task->keys;
   const KeyConditioner* conditioner = keys->conditioner();
@@ -181,8 +216,7 @@ namespace {
 struct PagedView {
   CacheTensor* cache;
   const char* first_page;
-  bool is_from_first_cell;
-  int64_t stream, head;  // the first ones
+  int64_t stream, head, first_cell;  // the first ones
 };
 
 bool find_paged_view(const ggml_tensor* t, PagedView* view) {
@@ -195,12 +229,12 @@ bool find_paged_view(const ggml_tensor* t, PagedView* view) {
   const auto stream = static_cast<int64_t>(row) / cache->n_cells(), cell = static_cast<int64_t>(row) % cache->n_cells();
   const bool is_ours = t->ne[0] == cache->head_dim() && t->nb[0] == sizeof(ggml_fp16_t) && t->nb[1] == cache->row_bytes() &&
                        (t->ne[2] == 1 || t->nb[2] == head_bytes) && (t->ne[3] == 1 || t->nb[3] == stream_bytes) &&
-                       column % head_bytes == 0 && cell % KVT_PAGE_TOKENS == 0 && cell + t->ne[1] <= cache->n_cells();
+                       column % head_bytes == 0 && cell % KeyMeans::kCells == 0 && cell + t->ne[1] <= cache->n_cells();
   if (!is_ours) return false;
   view->cache = cache;
   view->first_page = cache->head_pages(stream, static_cast<int64_t>(column / head_bytes)) +
                      static_cast<size_t>(cell / KVT_PAGE_TOKENS) * cache->page_stride();
-  view->is_from_first_cell = cell == 0;
+  view->first_cell = cell;
   view->stream = stream;
   view->head = static_cast<int64_t>(column / head_bytes);
   return true;
@@ -278,10 +312,17 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   }
   if (const KeyConditioner* conditioner = keys.cache->conditioner()) {
     a.key_scale = conditioner->scale() + keys.head * k->ne[0];
-    a.key_mean = conditioner->mean() + keys.head * k->ne[0];
-    a.key_conditioning_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+    a.key_scale_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+    const KeyMeans& means = conditioner->means();
+    a.mean_cells = KeyMeans::kCells;
+    a.key_mean_head_stride = static_cast<size_t>(means.n_means() * k->ne[0]);
+    a.key_mean_stream_stride = a.key_mean_head_stride * static_cast<size_t>(keys.cache->n_heads());
+    a.key_mean_unit_head_stride = static_cast<size_t>(means.n_means()) * sizeof(float);
+    a.key_mean_unit_stream_stride = a.key_mean_unit_head_stride * static_cast<size_t>(keys.cache->n_heads());
+    a.key_mean = means.codes(keys.stream, keys.head, keys.first_cell);
+    a.key_mean_unit = means.all_units() + (keys.stream * keys.cache->n_heads() + keys.head) * means.n_means() + keys.first_cell / KeyMeans::kCells;
   }
-  const bool has_exact_rows = keys.is_from_first_cell && values.is_from_first_cell;
+  const bool has_exact_rows = keys.first_cell == 0 && values.first_cell == 0;
   if (has_exact_rows && keys.cache->n_exact() > 0) {
     a.n_exact = static_cast<uint32_t>(keys.cache->n_exact());
     a.exact_k = keys.cache->exact_row(keys.stream, keys.head, 0);
@@ -354,6 +395,7 @@ void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const AttendTask*>(user_data);
   if (part == 0 && task->is_probe_due) probe(*task);
   if (part == 0 && task->teaches) add_queries(*task->node->src[0], *task->keys.cache, task->keys.cache->conditioner());
+  const OperationTimer timer(counters().attend_ns, part);
   kvt_attention a = task->shape;
   a.q = static_cast<const float*>(task->node->src[0]->data);
   a.mask = task->node->src[3] != nullptr ? static_cast<const uint16_t*>(task->node->src[3]->data) : nullptr;

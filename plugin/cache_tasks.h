@@ -30,9 +30,14 @@ struct SetRowsTask {
   int64_t n_queries = 0;              // of each stream
   // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
   bool awaits_learning = false;
+  // Keys of cells that have no mean yet: run_begin_means comes before run_set_rows.
+  bool begins_mean = false;
 };
 // Before the graph runs: enters the rows among the newest ones.
 void begin_set_rows(SetRowsTask* task);
+// Whether its cells need means first. What the host has put into src[1] is looked at.
+bool begins_mean(const SetRowsTask& task);
+void run_begin_means(ggml_tensor* dst, int part, int n_parts, void* task);
 // True if the task can do the node.
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
 void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);

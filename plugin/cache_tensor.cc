@@ -73,7 +73,9 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   state_ = State::kPages;
   const CacheOptions& options = cache_options();
   if (codec_id() != KVT_CODEC_F16) {
-    if (side_ == KVT_KEY && options.is_conditioned) conditioner_ = std::make_unique<KeyConditioner>(n_heads(), head_dim_);
+    if (side_ == KVT_KEY && options.is_conditioned) {
+      conditioner_ = std::make_unique<KeyConditioner>(n_streams_, n_heads(), head_dim_, n_cells_);
+    }
     n_exact_ = std::min<int64_t>(options.n_exact, n_cells_);
     exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
     if (options.n_recent > 0) {
@@ -138,12 +140,13 @@ size_t CacheTensor::storage_bytes() const {
 
 double CacheTensor::token_bytes() const {
   if (state_ != State::kPages) return static_cast<double>(row_bytes_);
-  return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS;
+  return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS +
+         (conditioner_ != nullptr ? conditioner_->means().cell_bytes() : 0);
 }
 
 size_t CacheTensor::fixed_bytes() const {
   return exact_.size() / static_cast<size_t>(n_streams_) * sizeof(ggml_fp16_t) +
-         (recent_ != nullptr ? recent_->stream_bytes() : 0) + (conditioner_ != nullptr ? conditioner_->learnt_bytes() : 0);
+         (recent_ != nullptr ? recent_->stream_bytes() : 0) + (conditioner_ != nullptr ? conditioner_->fixed_bytes() : 0);
 }
 
 }  // namespace kvt::plugin

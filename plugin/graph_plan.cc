@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cache_buffer.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "state_rows.h"
 
@@ -50,7 +51,9 @@ bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
          n_threads <= shared_.n_threads && graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
          last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation() &&
          std::all_of(set_rows_tasks_.begin(), set_rows_tasks_.end(),
-                     [](const SetRowsTask& task) { return task.awaits_learning == will_learn(task); });
+                     [](const SetRowsTask& task) {
+                       return task.awaits_learning == will_learn(task) && task.begins_mean == begins_mean(task);
+                     });
 }
 
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
@@ -85,7 +88,9 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
 // What changes from step to step although the graph is the same: the newest rows.
 bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
+  ++counters().graphs;
   for (SetRowsTask& task : set_rows_tasks_) {
+    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     begin_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];
@@ -167,8 +172,11 @@ void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
   }
   const auto first_row = static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes());
   set_rows_tasks_.push_back({&shared_, node, cache, first_row, {}});
-  set_rows_tasks_.back().awaits_learning = will_learn(set_rows_tasks_.back());
-  add_custom(node, run_set_rows, &set_rows_tasks_.back());
+  SetRowsTask* task = &set_rows_tasks_.back();
+  task->awaits_learning = will_learn(*task);
+  task->begins_mean = begins_mean(*task);
+  if (task->begins_mean) add_custom(node, run_begin_means, task);
+  add_custom(node, run_set_rows, task);
 }
 
 // Whether keys wait to be stored, from this graph or an earlier one.

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 
 #include "format/half.h"
-#include "format/state_row.h"
+#include "kvturbo/kvturbo.h"
 
 namespace kvt::plugin {
 namespace {
@@ -17,19 +18,20 @@ constexpr size_t kSkippedRows = 4;
 // Estimates from few rows lean towards no conditioning: as if this many rows of average spread, around zero, had been seen.
 constexpr double kPriorRows = 4;
 constexpr double kPriorMeanRows = 0.5;
+// 1/2 is best for channels whose spread never changes. Rotary positions turn channels into one another, and what the first keys show is
+// only roughly true at depth.
+constexpr double kScaleExponent = 3.0 / 8;
 // Scales stay within this factor of the head's typical scale, so that no channel can vanish.
 constexpr double kLargestScale = 16;
-
-float rounded_to_half(double x) {
-  const double largest = static_cast<double>(kHalfMax);
-  return half_to_float(float_to_half(static_cast<float>(std::clamp(x, -largest, largest))));
-}
 
 }  // namespace
 
 uint64_t KeyConditioner::generation() { return g_generation; }
 
-KeyConditioner::KeyConditioner(int64_t n_heads, int64_t head_dim) : n_heads_(n_heads), head_dim_(head_dim) { reset(); }
+KeyConditioner::KeyConditioner(int64_t n_streams, int64_t n_heads, int64_t head_dim, int64_t n_cells)
+    : n_heads_(n_heads), head_dim_(head_dim), n_cells_(n_cells), means_(n_streams, n_heads, head_dim, n_cells) {
+  reset();
+}
 
 void KeyConditioner::reset() {
   const auto n = static_cast<size_t>(n_heads_ * head_dim_);
@@ -39,9 +41,8 @@ void KeyConditioner::reset() {
   places_.clear();
   query_squares_.assign(n, 0.0);
   n_queries_ = 0;
-  mean_.assign(n, 0.0f);
+  means_.reset();
   scale_.assign(n, 1.0f);
-  inverse_scale_.assign(n, 1.0f);
   ++g_generation;
 }
 
@@ -63,10 +64,18 @@ bool KeyConditioner::will_learn(size_t n_new) const {
 }
 
 size_t KeyConditioner::learn() {
-  if (!will_learn(0)) return n_stored_;
-  estimate(places_.size() > 4 * kSkippedRows ? kSkippedRows : 0);
-  n_learnt_ = places_.size();
-  return 0;
+  size_t first_to_store = n_stored_;
+  if (will_learn(0)) {
+    estimate(places_.size() > 4 * kSkippedRows ? kSkippedRows : 0);
+    n_learnt_ = places_.size();
+    first_to_store = 0;
+  }
+  for (size_t i = first_to_store; i < places_.size(); ++i) add_keys(places_[i], kept_row(i));
+  return first_to_store;
+}
+
+void KeyConditioner::add_keys(int64_t place, const float* row) {
+  for (int64_t head = 0; head < n_heads_; ++head) means_.add_key(place / n_cells_, head, place % n_cells_, row + head * head_dim_);
 }
 
 void KeyConditioner::finish_pass() {
@@ -79,50 +88,23 @@ void KeyConditioner::freeze() {
   is_learning_ = false;
   std::vector<float>().swap(kept_);
   std::vector<int64_t>().swap(places_);
-  set_bytes();
   ++g_generation;
-}
-
-void KeyConditioner::set_bytes() {
-  bytes_.clear();
-  bool is_identity = true;
-  for (const std::vector<float>* values : {&mean_, &scale_}) {
-    for (const float x : *values) {
-      const uint16_t half = float_to_half(x);
-      bytes_.push_back(static_cast<uint8_t>(half));
-      bytes_.push_back(static_cast<uint8_t>(half >> 8));
-      is_identity = is_identity && x == (values == &mean_ ? 0.0f : 1.0f);
-    }
-  }
-  digest_ = is_identity ? 0 : conditioning_digest(bytes_.data(), bytes_.size());
-}
-
-void KeyConditioner::adopt(const std::vector<uint8_t>& bytes) {
-  reset();
-  for (size_t i = 0; 2 * i + 1 < bytes.size(); ++i) {
-    const float x = half_to_float(static_cast<uint16_t>(bytes[2 * i] | bytes[2 * i + 1] << 8));
-    if (i < mean_.size()) {
-      mean_[i] = x;
-    } else {
-      scale_[i - mean_.size()] = x;
-      inverse_scale_[i - mean_.size()] = 1 / x;
-    }
-  }
-  freeze();
 }
 
 void KeyConditioner::learn_from_rows(const float* rows, size_t n_rows) {
   const auto n = static_cast<size_t>(n_heads_ * head_dim_);
-  for (size_t i = 0; i < n_rows; ++i) keep_row(rows + i * n, 0);
+  for (size_t i = 0; i < n_rows; ++i) keep_row(rows + i * n, static_cast<int64_t>(i));
   estimate(n_rows > 4 * kSkippedRows ? kSkippedRows : 0);
   freeze();
 }
 
 // The score error of channel i is proportional to (error of the key) * (query): with key spread sigma_i and query rms q_i, the sum
-// over channels is least for scale_i = sqrt(sigma_i / q_i) (algorithm.md 6).
+// over channels is least for scale_i = (sigma_i / q_i)^(1/2) (algorithm.md 6).
 void KeyConditioner::estimate(size_t first_row) {
   const auto width = static_cast<size_t>(n_heads_ * head_dim_);
-  const size_t n_rows = kept_.size() / width - first_row;
+  // Later keys have means of their own.
+  const size_t n_rows = std::min(kept_.size() / width, static_cast<size_t>(KeyMeans::kCells)) - first_row;
+  std::vector<float> means(width);
   const double n = static_cast<double>(n_rows);
   const auto d = static_cast<size_t>(head_dim_);
   for (size_t head = 0; head < static_cast<size_t>(n_heads_); ++head) {
@@ -151,7 +133,7 @@ void KeyConditioner::estimate(size_t first_row) {
     for (size_t i = 0; i < d; ++i) {
       const double sigma2 = (spread[i] + kPriorRows * mean_spread) / (n + kPriorRows);
       const double q2 = n_queries_ > 0 ? (query[i] * n_queries_ + kPriorRows * mean_query) / (n_queries_ + kPriorRows) : 1.0;
-      scale[i] = std::sqrt(std::sqrt(sigma2 / q2));
+      scale[i] = std::pow(sigma2 / q2, kScaleExponent / 2);
       log_scale += std::log(scale[i]) / static_cast<double>(d);
       is_finite = is_finite && std::isfinite(scale[i]) && scale[i] > 0 && std::isfinite(mean[i]);
     }
@@ -159,21 +141,64 @@ void KeyConditioner::estimate(size_t first_row) {
     for (size_t i = 0; i < d; ++i) {
       // Keys or queries that are zero or not finite teach nothing.
       const double s = is_finite ? std::clamp(scale[i] / typical, 1 / kLargestScale, kLargestScale) : 1.0;
-      mean_[head * d + i] = is_finite ? rounded_to_half(mean[i]) : 0.0f;
-      scale_[head * d + i] = rounded_to_half(s);
-      inverse_scale_[head * d + i] = 1 / scale_[head * d + i];
+      means[head * d + i] = is_finite ? static_cast<float>(mean[i]) : 0.0f;
+      scale_[head * d + i] = half_to_float(float_to_half(static_cast<float>(s)));  // so that a state holds it exactly
     }
+  }
+  means_.reset();
+  means_.set_first(means.data());
+}
+
+std::vector<uint8_t> KeyConditioner::bytes_of(int64_t stream, int64_t cell) const {
+  std::vector<uint8_t> bytes;
+  const auto put = [&](uint32_t value, int n_bytes) {
+    for (int i = 0; i < n_bytes; ++i) bytes.push_back(static_cast<uint8_t>(value >> 8 * i));
+  };
+  for (int64_t head = 0; head < n_heads_; ++head) {
+    const int8_t* mean = means_.codes(stream, head, cell);
+    for (int64_t i = 0; i < head_dim_; ++i) put(static_cast<uint8_t>(mean[i]), 1);
+  }
+  for (int64_t head = 0; head < n_heads_; ++head) put(std::bit_cast<uint32_t>(means_.unit(stream, head, cell)), 4);
+  for (const float scale : scale_) put(float_to_half(scale), 2);
+  return bytes;
+}
+
+void KeyConditioner::adopt_scale(const std::vector<uint8_t>& bytes) {
+  reset();
+  const size_t begin = scale_.size() + 4 * static_cast<size_t>(n_heads_);
+  for (size_t i = 0; i < scale_.size() && !bytes.empty(); ++i) {
+    scale_[i] = half_to_float(static_cast<uint16_t>(bytes[begin + 2 * i] | bytes[begin + 2 * i + 1] << 8));
+  }
+  freeze();
+}
+
+bool KeyConditioner::adopt_mean(int64_t stream, int64_t cell, const std::vector<uint8_t>& bytes) {
+  const std::vector<uint8_t> present = bytes_of(stream, cell);
+  const size_t begin = scale_.size() + 4 * static_cast<size_t>(n_heads_);
+  if (!std::equal(present.begin() + static_cast<ptrdiff_t>(begin), present.end(), bytes.begin() + static_cast<ptrdiff_t>(begin))) return false;
+  for (int64_t head = 0; head < n_heads_; ++head) {
+    uint32_t unit = 0;
+    for (size_t i = 0; i < 4; ++i) unit |= uint32_t{bytes[scale_.size() + 4 * static_cast<size_t>(head) + i]} << 8 * i;
+    means_.set_codes(stream, head, cell, reinterpret_cast<const int8_t*>(bytes.data()) + head * head_dim_, std::bit_cast<float>(unit));
+  }
+  return true;
+}
+
+void KeyConditioner::apply(int64_t stream, int64_t head, const int64_t* cells, size_t n, float* keys) const {
+  const float* scale = scale_.data() + head * head_dim_;
+  float inverse[KVT_MAX_HEAD_DIM];
+  for (int64_t i = 0; i < head_dim_; ++i) inverse[i] = 1 / scale[i];
+  for (size_t row = 0; row < n; ++row, keys += head_dim_) {
+    const int8_t* mean = means_.codes(stream, head, cells[row]);
+    const float unit = means_.unit(stream, head, cells[row]);
+    for (int64_t i = 0; i < head_dim_; ++i) keys[i] = (keys[i] - unit * static_cast<float>(mean[i])) * inverse[i];
   }
 }
 
-void KeyConditioner::apply(int64_t head, const float* key, float* conditioned) const {
-  const float *mean = mean_.data() + head * head_dim_, *inverse = inverse_scale_.data() + head * head_dim_;
-  for (int64_t i = 0; i < head_dim_; ++i) conditioned[i] = (key[i] - mean[i]) * inverse[i];
-}
-
-void KeyConditioner::undo(int64_t head, float* key) const {
-  const float *mean = mean_.data() + head * head_dim_, *scale = scale_.data() + head * head_dim_;
-  for (int64_t i = 0; i < head_dim_; ++i) key[i] = key[i] * scale[i] + mean[i];
+void KeyConditioner::undo(int64_t stream, int64_t head, int64_t cell, float* key) const {
+  const float *scale = scale_.data() + head * head_dim_, unit = means_.unit(stream, head, cell);
+  const int8_t* mean = means_.codes(stream, head, cell);
+  for (int64_t i = 0; i < head_dim_; ++i) key[i] = key[i] * scale[i] + unit * static_cast<float>(mean[i]);
 }
 
 }  // namespace kvt::plugin

@@ -5,6 +5,7 @@
 
 #include "codec_store.h"
 #include "ggml_abi/host_ggml.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "plugin_options.h"
 #include "startup_report.h"
@@ -43,6 +44,8 @@ ggml_backend_reg_t load(const void* address_in_host) {
   }
   codec_store_select(options.cache);
   report_configure(options);
+  metrics_configure(options);
+  std::atexit(metrics_at_exit);
   std::atexit(report_at_exit);  // runs before our static objects go
   return wrapped_device_register(host().ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
 }

@@ -14,8 +14,9 @@ void say(const std::string& line) {
 }
 
 void say_once(const std::string& line) {
-  static std::mutex mutex;
-  static std::set<std::string> said;
+  // Never destroyed: handlers at the end of the process speak too.
+  static auto& mutex = *new std::mutex;
+  static auto& said = *new std::set<std::string>;
   const std::lock_guard<std::mutex> lock(mutex);
   if (said.insert(line).second) say(line);
 }

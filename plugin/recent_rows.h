@@ -45,7 +45,7 @@ struct BatchSight {
 class RecentRows {
  public:
   // Entries kept beyond a window: room to append without moving rows each time, and for a few entries that are not seen.
-  static constexpr size_t kSlack = 8;
+  static constexpr size_t kSlack = 4;
   // A list grows to that many windows, and has that many pinned rows.
   static constexpr size_t kMostWindows = 16, kMostPinned = 64;
   // Entries of a stream with one sequence. A window of 0: no rows are kept.

@@ -76,30 +76,80 @@ void write_codes(CacheTensor* cache, const StateRowShape& shape, int64_t row, co
       float values[KVT_MAX_HEAD_DIM];
       kvt_decode(cache->codec(), cache->side(), cache->head_pages(stream, head), cache->page_stride(), static_cast<size_t>(cell), 1, values,
                  shape.head_dim);
-      if (cache->conditioner() != nullptr) cache->conditioner()->undo(head, values);
+      if (cache->conditioner() != nullptr) cache->conditioner()->undo(stream, head, cell, values);
       host().ggml_fp32_to_fp16_row(values, cache->exact_row(stream, head, cell), shape.head_dim);
     }
   }
 }
 
-// Codes of a conditioning that is not the cache's -> values [n_values].
-void decode_other(const CacheTensor& cache, const StateRowShape& shape, const StateRow& codes, const KeyConditioner* conditioning,
+// A digest of a conditioning as bytes; 0 if it is none: means 0 and scale 1.
+uint32_t digest_of(const StateRowShape& shape, const std::vector<uint8_t>& bytes) {
+  bool is_none = true;
+  const size_t begin_scale = shape.n_values() + 4 * size_t{shape.n_heads};
+  for (size_t i = 0; i < shape.n_values(); ++i) {
+    is_none = is_none && bytes[i] == 0 && (bytes[begin_scale + 2 * i] | bytes[begin_scale + 2 * i + 1] << 8) == 0x3c00;
+  }
+  return is_none ? 0 : conditioning_digest(bytes.data(), bytes.size());
+}
+
+// The conditioning of the run of cells that was asked for last: rows come in their order.
+class RunConditioning {
+ public:
+  RunConditioning(const CacheTensor& cache, const StateRowShape& shape) : cache_(cache), shape_(shape) {}
+  const std::vector<uint8_t>& bytes(int64_t row) { return get(row), bytes_; }
+  uint32_t digest(int64_t row) { return get(row), digest_; }
+
+ private:
+  void get(int64_t row) {
+    const int64_t stream = stream_of(cache_, row), cell = cell_of(cache_, row), run = cell / KeyMeans::kCells;
+    if (stream == stream_ && run == run_) return;
+    stream_ = stream;
+    run_ = run;
+    bytes_ = cache_.conditioner()->bytes_of(stream, cell);
+    digest_ = digest_of(shape_, bytes_);
+  }
+  const CacheTensor& cache_;
+  const StateRowShape& shape_;
+  int64_t stream_ = -1, run_ = -1;
+  std::vector<uint8_t> bytes_;
+  uint32_t digest_ = 0;
+};
+
+// Codes of a conditioning that is not that of its cells -> values [n_values].
+void decode_other(const CacheTensor& cache, const StateRowShape& shape, const StateRow& codes, const std::vector<uint8_t>& conditioning,
                   ggml_fp16_t* values) {
   const size_t page_bytes = kvt_page_bytes(cache.codec(), cache.side());
   std::vector<uint8_t> page(page_bytes);
+  KeyConditioner other(1, cache.n_heads(), cache.head_dim(), 1);
+  other.adopt_scale(conditioning);
+  if (!conditioning.empty()) other.adopt_mean(0, 0, conditioning);
   for (unsigned head = 0; head < shape.n_heads; ++head) {
     float decoded[KVT_MAX_HEAD_DIM];
     kvt_internal::write_cell(cache.codec(), cache.side(), page.data(), page_bytes, 0, codes.codes.data() + size_t{head} * shape.head_dim,
                              codes.norms.data() + size_t{head} * shape.norms_per_head);
     kvt_decode(cache.codec(), cache.side(), page.data(), page_bytes, 0, 1, decoded, shape.head_dim);
-    if (conditioning != nullptr) conditioning->undo(head, decoded);
+    other.undo(0, head, 0, decoded);
     host().ggml_fp32_to_fp16_row(decoded, values + size_t{head} * shape.head_dim, shape.head_dim);
   }
 }
 
-bool matches(const CacheTensor& cache, uint32_t digest) {
-  return cache.conditioner() == nullptr ? digest == 0 : !cache.conditioner()->is_learning() && cache.conditioner()->digest() == digest;
+// Whether codes of that conditioning can go into the row's cell.
+bool matches(const CacheTensor& cache, int64_t row, uint32_t digest, RunConditioning* conditioning) {
+  const KeyConditioner* conditioner = cache.conditioner();
+  if (conditioner == nullptr) return digest == 0;
+  return !conditioner->is_learning() && !conditioner->means().is_new(stream_of(cache, row), cell_of(cache, row)) &&
+         conditioning->digest(row) == digest;
 }
+
+// The means go on from the keys that they hear of.
+void tell_means(CacheTensor* cache, int64_t row, const ggml_fp16_t* values) {
+  if (cache->conditioner() == nullptr) return;
+  std::vector<float> keys(static_cast<size_t>(cache->n_values()));
+  host().ggml_fp16_to_fp32_row(values, keys.data(), cache->n_values());
+  cache->conditioner()->add_keys(row, keys.data());
+}
+
+bool has_waiting(CacheTensor* cache) { return cache->waiting_keys() != nullptr && !cache->waiting_keys()->rows.empty(); }
 
 WaitingKeys* waiting_of(CacheTensor* cache) {
   std::unique_ptr<WaitingKeys>& waiting = cache->waiting_keys();
@@ -107,53 +157,57 @@ WaitingKeys* waiting_of(CacheTensor* cache) {
   return waiting.get();
 }
 
-// Whether the pieces of the row's conditioning are together, or it has none.
-bool is_known(const WaitingKeys& waiting, uint32_t digest) {
+// The conditioning with a digest, if its pieces are together; empty for none.
+bool find_conditioning(const WaitingKeys& waiting, uint32_t digest, std::vector<uint8_t>* bytes) {
+  bytes->clear();
+  if (digest == 0) return true;
   const auto it = waiting.pieces.find(digest);
-  return digest == 0 || (it != waiting.pieces.end() && it->second.is_complete(digest));
+  if (it == waiting.pieces.end() || !it->second.is_complete(digest)) return false;
+  *bytes = it->second.bytes();
+  return true;
 }
 
-// An empty cache takes over the conditioning that comes with the first keys.
-void adopt_if_empty(CacheTensor* cache, const WaitingKeys& waiting) {
+// An empty cache takes over the scales that come with the first keys, and cells without a mean theirs.
+void adopt_conditioning(CacheTensor* cache, const WaitingKeys& waiting) {
   KeyConditioner* conditioner = cache->conditioner();
-  if (conditioner == nullptr || !conditioner->is_learning() || conditioner->n_kept() > 0) return;
+  if (conditioner == nullptr || (conditioner->is_learning() && conditioner->n_kept() > 0)) return;
+  std::vector<uint8_t> bytes;
   for (const WaitingKeys::Row& row : waiting.rows) {
-    if (row.codes == nullptr || !is_known(waiting, row.codes->conditioning)) continue;
-    const uint32_t digest = row.codes->conditioning;
-    return conditioner->adopt(digest == 0 ? std::vector<uint8_t>() : waiting.pieces.at(digest).bytes());
+    if (row.codes == nullptr || !find_conditioning(waiting, row.codes->conditioning, &bytes)) continue;
+    if (conditioner->is_learning()) conditioner->adopt_scale(bytes);
+    const int64_t stream = stream_of(*cache, row.row), cell = cell_of(*cache, row.row);
+    if (!bytes.empty() && conditioner->means().is_new(stream, cell)) conditioner->adopt_mean(stream, cell, bytes);
   }
 }
 
 void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
-  adopt_if_empty(cache, *waiting);
+  adopt_conditioning(cache, *waiting);
   KeyConditioner* conditioner = cache->conditioner();
   const StateRowShape shape = shape_of(*cache);
+  RunConditioning conditioning(*cache, shape);
   const auto n = static_cast<size_t>(cache->n_values());
-  std::map<uint32_t, KeyConditioner> others;
   size_t n_rounded = 0;
   std::vector<float> values(n);
+  std::vector<uint8_t> bytes;
   for (WaitingKeys::Row& row : waiting->rows) {
-    if (row.codes == nullptr || matches(*cache, row.codes->conditioning)) continue;
-    const uint32_t digest = row.codes->conditioning;
-    if (!is_known(*waiting, digest)) continue;  // its values tell nearly what it was
-    auto [it, is_new] = others.try_emplace(digest, cache->n_heads(), cache->head_dim());
-    if (is_new && digest != 0) it->second.adopt(waiting->pieces.at(digest).bytes());
-    decode_other(*cache, shape, *row.codes, &it->second, row.values.data());
+    row.is_ready = row.codes != nullptr && matches(*cache, row.row, row.codes->conditioning, &conditioning);
+    // If the conditioning is not known, the values tell nearly what it was.
+    if (row.codes == nullptr || row.is_ready || !find_conditioning(*waiting, row.codes->conditioning, &bytes)) continue;
+    decode_other(*cache, shape, *row.codes, bytes, row.values.data());
   }
-  const auto teaches = [&](const WaitingKeys::Row& row) { return row.codes == nullptr || !matches(*cache, row.codes->conditioning); };
-  const bool is_learning = conditioner != nullptr && conditioner->is_learning();
-  if (is_learning && conditioner->n_kept() == 0) {
+  if (conditioner != nullptr && conditioner->is_learning() && conditioner->n_kept() == 0) {
     std::vector<float> taught;
     for (const WaitingKeys::Row& row : waiting->rows) {
-      if (!teaches(row)) continue;
+      if (row.is_ready) continue;
       host().ggml_fp16_to_fp32_row(row.values.data(), values.data(), cache->n_values());
       taught.insert(taught.end(), values.begin(), values.end());
     }
     if (taught.size() / n >= KeyConditioner::kEnoughRows) conditioner->learn_from_rows(taught.data(), taught.size() / n);
   }
   for (WaitingKeys::Row& row : waiting->rows) {
-    if (!teaches(row)) {
+    if (row.is_ready) {
       write_codes(cache, shape, row.row, *row.codes);
+      tell_means(cache, row.row, row.values.data());
       continue;
     }
     n_rounded += row.codes != nullptr;
@@ -169,8 +223,8 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
   }
   if (conditioner != nullptr && conditioner->is_learning()) conditioner->set_stored();
   if (n_rounded > 0) {
-    say_once("a restored state has keys of another conditioning than the cache that it came into: they are rounded once more; restore it "
-             "before other requests to avoid that");
+    say_once("a restored state has keys of another conditioning than the cells that they came into: they are rounded once more; restore it "
+             "before other requests, or with --parallel of its own, to avoid that");
   }
 }
 
@@ -193,6 +247,7 @@ void state_get_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_
   image_decode(cache, first_row, n_rows, dst, 0, 1);
   if (cache->codec_id() == KVT_CODEC_F16 || !cache_options().has_codes_in_states) return;
   const StateRowShape shape = shape_of(*cache);
+  RunConditioning conditioning(*cache, shape);
   const KeyConditioner* conditioner = cache->conditioner();
   const bool is_learning = conditioner != nullptr && conditioner->is_learning();
   for (int64_t row = first_row; row < first_row + n_rows; ++row, dst += cache->n_values()) {
@@ -211,9 +266,9 @@ void state_get_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_
       continue;
     }
     if (conditioner != nullptr) {
-      codes.conditioning = conditioner->digest();
+      codes.conditioning = conditioning.digest(row);
       codes.piece = static_cast<uint8_t>(cell % shape.n_pieces());
-      cut_piece(shape, conditioner->bytes().data(), codes.piece, codes.piece_bytes.data());
+      cut_piece(shape, conditioning.bytes(row).data(), codes.piece, codes.piece_bytes.data());
     }
     hide_state_row(shape, codes, dst);
   }
@@ -223,6 +278,7 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
   if (cache->codec_id() == KVT_CODEC_F16) return image_encode(cache, first_row, n_rows, src, 0, 1);
   g_was_set = true;
   const StateRowShape shape = shape_of(*cache);
+  RunConditioning conditioning(*cache, shape);
   for (int64_t row = first_row; row < first_row + n_rows; ++row, src += cache->n_values()) {
     if (is_zero(src, cache->n_values())) {
       write_codes(cache, shape, row, {0, 0, std::vector<uint8_t>(shape.n_values()), std::vector<uint16_t>(shape.n_norms()), {}});
@@ -233,9 +289,10 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
     // What comes between two graphs is one sequence from its first token on, unless that is not exact.
     const bool is_first = cache->n_restored()++ < cache->n_exact() && codes == nullptr && cache->n_rows() == cache->n_cells();
     const bool is_learning = cache->conditioner() != nullptr && cache->conditioner()->is_learning();
-    if (codes != nullptr && matches(*cache, codes->conditioning)) {
+    if (codes != nullptr && !has_waiting(cache) && matches(*cache, row, codes->conditioning, &conditioning)) {
       write_codes(cache, shape, row, *codes);
-    } else if (codes != nullptr || is_learning) {
+      tell_means(cache, row, src);
+    } else if (codes != nullptr || is_learning || has_waiting(cache)) {
       wait_for_conditioning(cache, row, src, std::move(codes), is_first);
     } else {
       image_write(cache, row, src, is_first);
@@ -244,8 +301,9 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
 }
 
 void state_settle(CacheTensor* cache) {
-  const std::unique_ptr<WaitingKeys> waiting = std::move(cache->waiting_keys());
-  if (waiting != nullptr) store_waiting(cache, waiting.get());
+  if (!has_waiting(cache)) return;
+  store_waiting(cache, cache->waiting_keys().get());
+  cache->waiting_keys()->rows.clear();  // the pieces may serve the rows that follow
 }
 
 void state_drop(CacheTensor* cache) { cache->waiting_keys().reset(); }
@@ -255,6 +313,7 @@ void state_settle_all() {
   for_each_cache_buffer([](CacheBuffer& buffer) {
     for (const auto& tensor : buffer.tensors()) {
       state_settle(tensor.get());
+      state_drop(tensor.get());
       tensor->n_restored() = 0;
     }
     for (const auto& keys : buffer.tensors()) {

@@ -8,6 +8,7 @@
 #include "cache_layout.h"
 #include "ggml_abi/buffer_type_table.h"
 #include "graph_plan.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
 
@@ -113,6 +114,7 @@ enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     return GGML_STATUS_ALLOC_FAILED;
   }
   const enum ggml_status status = s->inner->iface.graph_compute(s->inner, planned);
+  metrics_graph_done();
   if (status == GGML_STATUS_SUCCESS && s->plan.has_failed()) {
     say("an operation on the KV cache failed: a row outside of the cache, or more threads than announced; please report this");
     return GGML_STATUS_FAILED;

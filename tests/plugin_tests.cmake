@@ -15,6 +15,11 @@ target_include_directories(recent_rows_test SYSTEM PRIVATE ${KVTURBO_GGML_SOURCE
 target_link_libraries(recent_rows_test PRIVATE kvturbo_warnings GTest::gtest_main)
 add_test(NAME plugin.recent_rows COMMAND recent_rows_test)
 
+add_executable(key_means_test ${CMAKE_CURRENT_LIST_DIR}/key_means_test.cc ${PROJECT_SOURCE_DIR}/plugin/key_means.cc)
+target_include_directories(key_means_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin)
+target_link_libraries(key_means_test PRIVATE kvturbo_warnings GTest::gtest_main)
+add_test(NAME plugin.key_means COMMAND key_means_test)
+
 # In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
 foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
   foreach(api 3 2)
@@ -38,7 +43,7 @@ set_tests_properties(plugin.graph.conditioned PROPERTIES
   ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=k4v3")
 
 # In llama.cpp's programs.
-foreach(name bad_input memory plumbing server)
+foreach(name bad_input memory metrics plumbing server)
   add_test(NAME plugin.${name} COMMAND ${CMAKE_CURRENT_LIST_DIR}/plugin_${name}_test.sh)
   set_tests_properties(plugin.${name} PROPERTIES
     SKIP_RETURN_CODE 77

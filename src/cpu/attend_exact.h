@@ -112,7 +112,7 @@ template <class Isa>
 void attend_exact(const AttendBlock& b, const ExactCells& exact, const SoftmaxScratch& soft, const HalfScratch& half) {
   if (exact.is_empty()) return;
   const unsigned d_k = b.key->head_dim, d_v = b.value->head_dim;
-  prepare_row_queries(b, b.key_mean, half);
+  prepare_row_queries(b, half);
   for (unsigned first = 0; first < exact.n_rows(); first += kPageTokens) {
     const unsigned n = exact.n_rows() - first < kPageTokens ? exact.n_rows() - first : kPageTokens;
     exact.row_masks(first, soft.mask);

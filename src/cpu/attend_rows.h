@@ -7,16 +7,13 @@
 namespace kvt::cpu {
 namespace {
 
-// Scaled queries. key_mean: nullptr, or what is subtracted from every key.
-inline void prepare_row_queries(const AttendBlock& b, const float* key_mean, const HalfScratch& half) {
+// Scaled queries.
+inline void prepare_row_queries(const AttendBlock& b, const HalfScratch& half) {
   const unsigned d = b.key->head_dim;
   const float score_scale = b.softcap > 0 ? b.scale / b.softcap : b.scale;
   for (unsigned row = 0; row < row_count(b); ++row) {
     const float* q = query_row(b, row);
-    float shift = 0;
     for (unsigned i = 0; i < d; ++i) half.query[size_t{row} * d + i] = q[i] * score_scale;
-    for (unsigned i = 0; key_mean != nullptr && i < d; ++i) shift += q[i] * key_mean[i];
-    half.offset[row] = -shift * score_scale;
   }
 }
 
@@ -34,7 +31,6 @@ void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScr
     for (unsigned i = 0; i < block; ++i) {
       const unsigned r = row + i;
       float* score = soft.score + size_t{i} * 64;
-      for (unsigned t = 0; t < 64; ++t) score[t] += half.offset[r];
       if (b.softcap > 0) apply_softcap(b.softcap, score);
       new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
     }
@@ -54,7 +50,7 @@ void attend_halves(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
   const SoftmaxScratch soft(arena);
   const HalfScratch half(arena, b.key->head_dim, b.value->head_dim);
-  prepare_row_queries(b, nullptr, half);
+  prepare_row_queries(b, half);
   clear_state(b);
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;

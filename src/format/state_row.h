@@ -26,8 +26,8 @@ struct StateRowShape {
   size_t n_norms() const { return size_t{norms_per_head} * n_heads; }
   size_t message_bytes() const { return n_values() / 4; }  // two bits of each half
   size_t piece_bytes() const { return message_bytes() - kFixedBytes - 2 * n_norms(); }
-  // Of a conditioning: mean and scale of each channel in fp16.
-  size_t conditioning_bytes() const { return 4 * n_values(); }
+  // Of a conditioning: mean of each channel (i8), unit of the means of each head (fp32), scale of each channel (fp16).
+  size_t conditioning_bytes() const { return 3 * n_values() + 4 * n_heads; }
   // A prime, so that rows that are saved with a stride still carry all pieces.
   unsigned n_pieces() const { return n_pieces_; }
 
