@@ -51,6 +51,16 @@ void KeyConditioner::keep_row(const float* row, int64_t place) {
   places_.push_back(place);
 }
 
+bool KeyConditioner::replace_row(const float* row, int64_t place) {
+  bool is_kept = false;
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (places_[i] != place) continue;
+    std::copy_n(row, n_heads_ * head_dim_, kept_.begin() + static_cast<ptrdiff_t>(i) * n_heads_ * head_dim_);
+    is_kept = true;
+  }
+  return is_kept;
+}
+
 void KeyConditioner::add_query(int64_t head, const float* query) {
   double* squares = query_squares_.data() + head * head_dim_;
   for (int64_t i = 0; i < head_dim_; ++i) squares[i] += static_cast<double>(query[i]) * static_cast<double>(query[i]);

@@ -30,6 +30,8 @@ class KeyConditioner {
   bool will_learn(size_t n_new) const;
   // Keeps a raw key row of all heads, [n_heads, head_dim], with its place in the cache: stream * n_cells + cell.
   void keep_row(const float* row, int64_t place);
+  // Puts a row in the place of one that is kept. False if none is kept for that place.
+  bool replace_row(const float* row, int64_t place);
   // The rows that are kept have been stored with the present estimate.
   void set_stored() { n_stored_ = places_.size(); }
   bool has_unstored() const { return n_stored_ < places_.size(); }

@@ -204,6 +204,8 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
     }
     if (taught.size() / n >= KeyConditioner::kEnoughRows) conditioner->learn_from_rows(taught.data(), taught.size() / n);
   }
+  // Rows of another sequence, with unusual first ones among them, are nothing to go on learning from.
+  const bool was_empty = conditioner != nullptr && conditioner->n_kept() == 0;
   for (WaitingKeys::Row& row : waiting->rows) {
     if (row.is_ready) {
       write_codes(cache, shape, row.row, *row.codes);
@@ -218,7 +220,11 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
     }
     if (conditioner != nullptr && conditioner->is_learning()) {
       host().ggml_fp16_to_fp32_row(row.values.data(), values.data(), cache->n_values());
-      conditioner->keep_row(values.data(), row.row);
+      if (was_empty) {
+        conditioner->keep_row(values.data(), row.row);
+      } else if (!conditioner->replace_row(values.data(), row.row)) {
+        conditioner->freeze();
+      }
     }
   }
   if (conditioner != nullptr && conditioner->is_learning()) conditioner->set_stored();
