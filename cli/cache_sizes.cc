@@ -20,7 +20,7 @@ std::uint64_t n_cells(const ModelShape& shape, const CacheLayer& layer, std::uin
 // One side of one layer.
 struct SideSizes {
   double token_bytes = 0;
-  std::uint64_t row_bytes = 0;     // exact rows and sums of newest keys, of each slot
+  std::uint64_t row_bytes = 0;     // exact rows, of each slot
   std::uint64_t learnt_bytes = 0;  // scale of keys, once
 };
 
@@ -32,16 +32,14 @@ SideSizes stock_side(const CacheType& type, std::uint32_t n_kv_heads, std::uint3
 // plugin/cache_tensor.cc: pages; newest rows and sinks in fp16; for keys their means (key_means.h) and scale.
 SideSizes our_side(const CacheType& type, const ExactRows& exact, kvt_side side, std::uint32_t n_kv_heads,
                    std::uint32_t head_dim) {
-  constexpr std::uint64_t kRecentSlack = 4;  // RecentRows::kSlack
+  constexpr std::uint64_t kRecentSlack = 6;  // RecentRows::kSlack
   const double page_bytes = static_cast<double>(kvt_page_bytes_for(type.codec, side, head_dim));
   const std::uint64_t values = std::uint64_t{n_kv_heads} * head_dim;
   const std::uint64_t n_rows = exact.n_sinks + (exact.n_recent > 0 ? exact.n_recent + kRecentSlack : 0);
   SideSizes sizes = {page_bytes * n_kv_heads / KVT_PAGE_TOKENS, n_rows * values * sizeof(std::uint16_t), 0};
   if (side == KVT_KEY && exact.is_conditioned) {
-    constexpr double kMeanCells = 512;             // KeyMeans::kCells
-    constexpr std::uint64_t kHistoryBytes = 24;    // KeyMeans::History
+    constexpr double kMeanCells = 512;  // KeyMeans::kCells
     sizes.token_bytes += static_cast<double>(values + n_kv_heads * sizeof(float)) / kMeanCells;
-    sizes.row_bytes += 2 * values * sizeof(float) + n_kv_heads * kHistoryBytes;
     sizes.learnt_bytes = values * sizeof(float);
   }
   return sizes;

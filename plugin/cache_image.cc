@@ -48,9 +48,9 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     if (std::memcmp(row, values->fp16.data() + static_cast<size_t>(i) * d, d * sizeof(ggml_fp16_t)) == 0) continue;
     host().ggml_fp16_to_fp32_row(row, values->fp32.data() + n_changed * d, cache->head_dim());
     cells[n_changed++] = chunk.cell + i;
-    if (cache->conditioner() != nullptr) cache->conditioner()->means().settle(chunk.stream, head, chunk.cell + i);
   }
   if (n_changed == 0) return;
+  if (cache->conditioner() != nullptr) begin_mean(cache, chunk.stream, head, chunk.cell);  // a chunk lies in one page
   replace_cells(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
 }
 
@@ -76,22 +76,17 @@ void image_decode(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_fp
 
 void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src, int part, int n_parts) {
   HeadValues values(cache->head_dim());
-  int64_t n_units = 0;
   for (int64_t done = 0; done < n_rows;) {
     const RowChunk chunk = chunk_at(*cache, first_row + done, n_rows - done);
-    for (int64_t head = 0; head < cache->n_heads(); ++head, ++n_units) {
-      if (n_units % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
+    // One writer for each head of a stream: keys may begin a mean.
+    for (int64_t head = 0; head < cache->n_heads(); ++head) {
+      if ((chunk.stream + head) % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
     }
     done += chunk.n_rows;
   }
 }
 
 void image_write(CacheTensor* cache, int64_t row, const ggml_fp16_t* src, bool is_first) {
-  if (cache->conditioner() != nullptr) {
-    std::vector<float> keys(static_cast<size_t>(cache->n_values()));
-    host().ggml_fp16_to_fp32_row(src, keys.data(), cache->n_values());
-    cache->conditioner()->add_keys(row, keys.data());
-  }
   image_encode(cache, row, 1, src, 0, 1);
   RecentRows* recent = cache->recent();
   const auto stream = static_cast<size_t>(row / cache->n_cells());

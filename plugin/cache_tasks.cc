@@ -47,40 +47,44 @@ void keep_rows(const SetRowsTask* task) {
   }
 }
 
-// The means get to know the keys that come: each head by one thread.
-void add_keys(const SetRowsTask* task, int part, int n_parts) {
-  const ggml_tensor* rows = task->node->src[0];
-  CacheTensor* cache = task->cache;
-  for (int64_t i = 0; i < rows->ne[1]; ++i) {
-    const int64_t row = task->first_row + row_index(task->node->src[1], i);
-    if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
-    const auto* keys = reinterpret_cast<const float*>(static_cast<const char*>(rows->data) + static_cast<size_t>(i) * rows->nb[1]);
-    for (int64_t head = part; head < cache->n_heads(); head += n_parts) {
-      cache->conditioner()->means().add_key(row / cache->n_cells(), head, row % cache->n_cells(), keys + head * cache->head_dim());
-    }
-  }
-}
-
 }  // namespace
 
-bool begins_mean(const SetRowsTask& task) {
-  const KeyConditioner* conditioner = task.cache->conditioner();
-  if (conditioner == nullptr || task.awaits_learning) return false;
-  const ggml_tensor* index = task.node->src[1];
-  if (owner_of(index)->op != host().op.none) return true;  // known too late: as if
-  for (int64_t i = 0; i < task.node->src[0]->ne[1]; ++i) {
-    const int64_t row = task.first_row + row_index(index, i);
-    if (row < 0 || row >= task.cache->n_rows()) return false;
-    if (conditioner->means().is_new(row / task.cache->n_cells(), row % task.cache->n_cells())) return true;
+void find_stages(SetRowsTask* task) {
+  task->later_stages.clear();
+  task->begins_mean = false;
+  const KeyConditioner* conditioner = task->cache->conditioner();
+  if (conditioner == nullptr || task->awaits_learning) return;
+  const ggml_tensor* index = task->node->src[1];
+  // Rows that the graph itself computes are known too late; no host does that. Their means are made in front of all.
+  task->begins_mean = owner_of(index)->op != host().op.none;
+  if (task->begins_mean) return;
+  std::pair<int64_t, int64_t> newest{-1, -1};  // stream and run whose mean is begun last
+  for (int64_t i = 0; i < task->node->src[0]->ne[1]; ++i) {
+    const int64_t row = task->first_row + row_index(index, i);
+    if (row < 0 || row >= task->cache->n_rows()) return;  // run_set_rows reports it
+    const int64_t stream = row / task->cache->n_cells(), cell = row % task->cache->n_cells();
+    const std::pair<int64_t, int64_t> at{stream, cell / KeyMeans::kCells};
+    if (at == newest || !conditioner->means().is_new(stream, cell)) continue;
+    newest = at;
+    i == 0 ? task->begins_mean = true : (task->later_stages.push_back(i), true);
   }
-  return false;
 }
 
 void run_begin_means(ggml_tensor*, int part, int n_parts, void* user_data) {
-  add_keys(static_cast<const SetRowsTask*>(user_data), part, n_parts);
+  const auto* stage = static_cast<const SetRowsStage*>(user_data);
+  const SetRowsTask& task = *stage->task;
+  CacheTensor* cache = task.cache;
+  int64_t last_row = -1;
+  for (int64_t i = stage->begin; i < stage->end; ++i) {
+    const int64_t row = task.first_row + row_index(task.node->src[1], i);
+    if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
+    if (last_row >= 0 && row / KeyMeans::kCells == last_row / KeyMeans::kCells && row / cache->n_cells() == last_row / cache->n_cells()) continue;
+    last_row = row;
+    for (int64_t head = part; head < cache->n_heads(); head += n_parts) begin_mean(cache, row / cache->n_cells(), head, row % cache->n_cells());
+  }
 }
 
-void begin_set_rows(SetRowsTask* task) {
+void plan_set_rows(SetRowsTask* task) {
   RecentRows* recent = task->cache->recent();
   const ggml_tensor* index = task->node->src[1];
   task->has_batch = false;
@@ -89,12 +93,11 @@ void begin_set_rows(SetRowsTask* task) {
   bool is_known = owner_of(index)->op == host().op.none;
   const auto n = static_cast<size_t>(task->node->src[0]->ne[1]);
   task->batch.rows.resize(n);
-  std::vector<int32_t> cells(n);
   for (size_t i = 0; is_known && i < n; ++i) {
     const int64_t row = task->first_row + row_index(index, static_cast<int64_t>(i));
     is_known = row >= 0 && row < task->cache->n_rows();
     task->batch.rows[i].stream = static_cast<int32_t>(row / task->cache->n_cells());
-    cells[i] = static_cast<int32_t>(row % task->cache->n_cells());
+    task->batch.rows[i].cell = static_cast<int32_t>(row % task->cache->n_cells());
   }
   if (!is_known) return recent->clear();
   BatchSight sight;
@@ -105,30 +108,36 @@ void begin_set_rows(SetRowsTask* task) {
   }
   // A stream of its own begins with its sequence: those rows are kept as the first ones.
   const bool is_shared = task->cache->n_rows() == task->cache->n_cells();
-  recent->begin_batch(cells.data(), &task->batch, sight, is_shared ? static_cast<size_t>(task->cache->n_exact()) : 0);
-  task->cache->probe_schedule().add_rows(static_cast<int64_t>(n));
+  recent->plan_batch(&task->batch, sight, is_shared ? static_cast<size_t>(task->cache->n_exact()) : 0);
   task->has_batch = true;
+}
+
+void begin_set_rows(SetRowsTask* task) noexcept {
+  if (!task->has_batch) return;
+  task->cache->recent()->begin_batch(&task->batch);
+  task->cache->probe_schedule().add_rows(task->node->src[0]->ne[1]);
 }
 
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
   const OperationTimer timer(counters().encode_ns, part);
-  const auto* task = static_cast<const SetRowsTask*>(user_data);
+  const auto* stage = static_cast<const SetRowsStage*>(user_data);
+  SetRowsTask* task = stage->task;
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
   const size_t src_stride = rows->nb[1] / sizeof(float);
-  for (int64_t head = part; task->has_batch && head < cache->n_heads(); head += n_parts) {
-    cache->recent()->write_batch(task->batch, static_cast<size_t>(head),
+  const bool is_first = stage->begin == 0;
+  for (int64_t head = part; is_first && task->has_batch && head < cache->n_heads(); head += n_parts) {
+    cache->recent()->write_batch(&task->batch, static_cast<size_t>(head),
                                  static_cast<const float*>(rows->data) + head * cache->head_dim(), src_stride);
   }
-  if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
+  if (is_first && cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
     if (part == 0) keep_rows(task);
     if (task->awaits_learning) return;
     if (part == 0) cache->conditioner()->set_stored();
   }
-  if (cache->conditioner() != nullptr && !task->begins_mean) add_keys(task, part, n_parts);
   int64_t cells[kMaxRowsAtOnce];
   for (int64_t head = 0; head < cache->n_heads(); ++head) {
     int64_t run_begin = 0, run_stream = 0, n_run = 0;
@@ -139,7 +148,7 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
       encode_cells(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
       n_run = 0;
     };
-    for (int64_t i = 0; i < rows->ne[1]; ++i) {
+    for (int64_t i = stage->begin; i < stage->end; ++i) {
       const int64_t row = task->first_row + row_index(index, i);
       if (row < 0 || row >= cache->n_rows()) {
         task->shared->has_failed = true;
@@ -343,6 +352,13 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   a.q = static_cast<const float*>(q->data);
   a.out = static_cast<float*>(node->data);
   return kvt_attend_workspace_bytes(task->codec, &a, 1) > 0;  // 0: the library cannot do it, for instance so large a group
+}
+
+void plan_attend(AttendTask* task) {
+  if (!task->takes_recent) return;
+  size_t most = 0;
+  for (const AttendTask::Side& side : {task->keys, task->values}) most = std::max(most, side.cache->recent()->most_entries(side.batch()));
+  task->recent_cells.reserve(task->shape.n_streams * most);
 }
 
 void begin_attend(AttendTask* task) {

@@ -10,6 +10,7 @@
 
 #include "cache_image.h"
 #include "codec_store.h"
+#include "no_throw.h"
 #include "startup_report.h"
 #include "state_rows.h"
 
@@ -70,23 +71,31 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   codec_ = codec;
   head_dim_ = head_dim;
   pages_ = static_cast<char*>(pages);
-  state_ = State::kPages;
-  const CacheOptions& options = cache_options();
-  if (codec_id() != KVT_CODEC_F16) {
-    if (side_ == KVT_KEY && options.is_conditioned) {
-      conditioner_ = std::make_unique<KeyConditioner>(n_streams_, n_heads(), head_dim_, n_cells_);
+  // Either everything that a codec needs is there, and what was set before is encoded, or the tensor is as it was.
+  const bool is_done = completes([&] {
+    const CacheOptions& options = cache_options();
+    if (codec_id() != KVT_CODEC_F16) {
+      if (side_ == KVT_KEY && options.is_conditioned) {
+        conditioner_ = std::make_unique<KeyConditioner>(n_streams_, n_heads(), head_dim_, n_cells_);
+      }
+      n_exact_ = std::min<int64_t>(options.n_exact, n_cells_);
+      exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
+      if (options.n_recent > 0) {
+        recent_ = std::make_unique<RecentRows>(static_cast<size_t>(n_streams_), static_cast<size_t>(n_heads()),
+                                               static_cast<size_t>(head_dim_), static_cast<size_t>(options.n_recent));
+      }
     }
-    n_exact_ = std::min<int64_t>(options.n_exact, n_cells_);
-    exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
-    if (options.n_recent > 0) {
-      recent_ = std::make_unique<RecentRows>(static_cast<size_t>(n_streams_), static_cast<size_t>(n_heads()),
-                                             static_cast<size_t>(head_dim_), static_cast<size_t>(options.n_recent));
-    }
+    state_ = State::kPages;
+    if (is_image_open_) image_set(this, 0, image_bytes(), image_);
+  });
+  if (!is_done) {
+    drop_pages();
+    state_ = State::kUndecided;
+    return false;
   }
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
-    image_set(this, 0, image_bytes(), image_);
     madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
     mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
     is_image_open_ = false;
@@ -94,16 +103,19 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   return true;
 }
 
+void CacheTensor::drop_pages() {
+  if (pages_ == nullptr) return;
+  munmap(pages_, page_memory_bytes());
+  pages_ = nullptr;
+  conditioner_.reset();
+  n_exact_ = 0;
+  exact_.clear();
+  recent_.reset();
+}
+
 bool CacheTensor::make_rows(const std::string& why) {
   if (!open_image()) return false;
-  if (pages_ != nullptr) {
-    munmap(pages_, page_memory_bytes());
-    pages_ = nullptr;
-    conditioner_.reset();
-    n_exact_ = 0;
-    exact_.clear();
-    recent_.reset();
-  }
+  drop_pages();
   state_ = State::kRows;
   why_rows_ = why;
   report_layout_changed();

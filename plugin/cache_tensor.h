@@ -126,6 +126,7 @@ class CacheTensor {
 
  private:
   size_t page_memory_bytes() const;
+  void drop_pages();
 
   kvt_side side_ = KVT_KEY;
   int layer_ = 0;

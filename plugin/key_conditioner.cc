@@ -47,8 +47,13 @@ void KeyConditioner::reset() {
 }
 
 void KeyConditioner::keep_row(const float* row, int64_t place) {
-  kept_.insert(kept_.end(), row, row + n_heads_ * head_dim_);
   places_.push_back(place);
+  try {
+    kept_.insert(kept_.end(), row, row + n_heads_ * head_dim_);
+  } catch (...) {
+    places_.pop_back();
+    throw;
+  }
 }
 
 bool KeyConditioner::replace_row(const float* row, int64_t place) {
@@ -80,12 +85,10 @@ size_t KeyConditioner::learn() {
     n_learnt_ = places_.size();
     first_to_store = 0;
   }
-  for (size_t i = first_to_store; i < places_.size(); ++i) add_keys(places_[i], kept_row(i));
+  for (size_t i = first_to_store; i < places_.size(); ++i) {
+    for (int64_t head = 0; head < n_heads_; ++head) means_.settle(places_[i] / n_cells_, head, places_[i] % n_cells_);
+  }
   return first_to_store;
-}
-
-void KeyConditioner::add_keys(int64_t place, const float* row) {
-  for (int64_t head = 0; head < n_heads_; ++head) means_.add_key(place / n_cells_, head, place % n_cells_, row + head * head_dim_);
 }
 
 void KeyConditioner::finish_pass() {
@@ -117,8 +120,12 @@ void KeyConditioner::estimate(size_t first_row) {
   std::vector<float> means(width);
   const double n = static_cast<double>(n_rows);
   const auto d = static_cast<size_t>(head_dim_);
+  // All memory that it takes, first: stored keys go with the vectors as they are, so these change as a whole or not at all.
+  std::vector<double> mean(d), spread(d), query(d), scale(d);
   for (size_t head = 0; head < static_cast<size_t>(n_heads_); ++head) {
-    std::vector<double> mean(d, 0.0), spread(d, 0.0), query(d, 1.0);
+    mean.assign(d, 0.0);
+    spread.assign(d, 0.0);
+    query.assign(d, 1.0);
     bool is_finite = true;
     for (size_t row = first_row; row < first_row + n_rows; ++row) {
       const float* key = kept_.data() + row * width + head * d;
@@ -139,7 +146,6 @@ void KeyConditioner::estimate(size_t first_row) {
       mean_query += query[i] / static_cast<double>(d);
     }
     double log_scale = 0;
-    std::vector<double> scale(d, 1.0);
     for (size_t i = 0; i < d; ++i) {
       const double sigma2 = (spread[i] + kPriorRows * mean_spread) / (n + kPriorRows);
       const double q2 = n_queries_ > 0 ? (query[i] * n_queries_ + kPriorRows * mean_query) / (n_queries_ + kPriorRows) : 1.0;

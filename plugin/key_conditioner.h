@@ -37,7 +37,7 @@ class KeyConditioner {
   bool has_unstored() const { return n_stored_ < places_.size(); }
   // A query row that asks these keys. head: the kv head that it reads.
   void add_query(int64_t head, const float* query);
-  // Learns if it is time to. Returns the first kept row that has to be stored (anew); means() knows them from then on.
+  // Learns if it is time to. Returns the first kept row that has to be stored (anew); all their cells have means from then on.
   size_t learn();
   size_t n_kept() const { return places_.size(); }
   const float* kept_row(size_t i) const { return kept_.data() + i * static_cast<size_t>(n_heads_ * head_dim_); }
@@ -49,8 +49,6 @@ class KeyConditioner {
   // Learns from rows alone and freezes: for a cache that is filled from a saved state. [n_rows, n_heads, head_dim]
   void learn_from_rows(const float* rows, size_t n_rows);
 
-  // A raw key row of all heads that is about to be stored.
-  void add_keys(int64_t place, const float* row);
   KeyMeans& means() { return means_; }
   const KeyMeans& means() const { return means_; }
 
@@ -70,7 +68,7 @@ class KeyConditioner {
   void undo(int64_t stream, int64_t head, int64_t cell, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
   // Bytes of what was learnt whatever the number of cells.
-  size_t fixed_bytes() const { return scale_.size() * sizeof(float) + means_.fixed_bytes(); }
+  size_t fixed_bytes() const { return scale_.size() * sizeof(float); }
 
   // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
   static uint64_t generation();

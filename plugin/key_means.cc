@@ -3,22 +3,21 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kvturbo/kvturbo.h"
+
 namespace kvt::plugin {
 
 KeyMeans::KeyMeans(int64_t n_streams, int64_t n_heads, int64_t head_dim, int64_t n_cells)
-    : n_streams_(n_streams), n_heads_(n_heads), head_dim_(head_dim), n_means_((n_cells + kCells - 1) / kCells) {
-  const auto n = static_cast<size_t>(n_streams * n_heads);
-  codes_.resize(n * static_cast<size_t>(n_means_ * head_dim));
-  units_.resize(n * static_cast<size_t>(n_means_));
-  history_.resize(n);
-  sums_.resize(n * static_cast<size_t>(2 * head_dim));
-  reset();
-}
+    : n_streams_(n_streams),
+      n_heads_(n_heads),
+      head_dim_(head_dim),
+      n_means_((n_cells + kCells - 1) / kCells),
+      codes_(static_cast<size_t>(n_streams * n_heads * n_means_ * head_dim), 0),
+      units_(static_cast<size_t>(n_streams * n_heads * n_means_), -1.0f) {}
 
 void KeyMeans::reset() {
   std::fill(codes_.begin(), codes_.end(), int8_t{0});
   std::fill(units_.begin(), units_.end(), -1.0f);
-  std::fill(history_.begin(), history_.end(), History{});
 }
 
 void KeyMeans::set_first(const float* means) {
@@ -29,15 +28,30 @@ void KeyMeans::set_first(const float* means) {
 
 void KeyMeans::set(int64_t stream, int64_t head, int64_t run, const float* mean) {
   float largest = 0;
-  for (int64_t i = 0; i < head_dim_; ++i) largest = std::max(largest, std::fabs(mean[i]));
+  for (int64_t i = 0; i < head_dim_; ++i) {
+    if (!std::isfinite(mean[i])) largest = INFINITY;
+    largest = std::max(largest, std::fabs(mean[i]));
+  }
   // Keys that are not finite teach nothing.
   const float unit = std::isfinite(largest) ? largest / 127 : 0.0f, inverse = unit > 0 ? 1 / unit : 0.0f;
   int8_t* codes = codes_.data() + at(stream, head, run) * head_dim_;
-  for (int64_t i = 0; i < head_dim_; ++i) {
-    const float code = std::nearbyint(mean[i] * inverse);
-    codes[i] = std::fabs(code) <= 127 ? static_cast<int8_t>(code) : int8_t{0};
-  }
+  for (int64_t i = 0; i < head_dim_; ++i) codes[i] = inverse > 0 ? static_cast<int8_t>(std::nearbyint(mean[i] * inverse)) : int8_t{0};
   units_[static_cast<size_t>(at(stream, head, run))] = unit;
+}
+
+// The newest keys' mean is nearest to what comes, but a channel that has turned away from the run's mean by then will go on turning: it
+// counts as far as the two agree.
+void KeyMeans::predict(int64_t stream, int64_t head, int64_t cell, const RunAverages& before) {
+  if (!is_new(stream, head, cell)) return;
+  if (before.n_all < kNewestCells) return settle(stream, head, cell);
+  const float* newest_keys = 2 * before.n_newest >= kNewestCells ? before.newest : before.all;
+  float mean[KVT_MAX_HEAD_DIM];
+  for (int64_t i = 0; i < head_dim_; ++i) {
+    const float all = before.all[i], newest = newest_keys[i], larger = std::max(all * all, newest * newest);
+    mean[i] = larger > 0 ? std::max(0.0f, all * newest / larger) * newest : 0.0f;
+    if (!std::isfinite(all) || !std::isfinite(newest)) mean[i] = NAN;
+  }
+  set(stream, head, cell / kCells, mean);
 }
 
 void KeyMeans::set_codes(int64_t stream, int64_t head, int64_t cell, const int8_t* codes, float unit) {
@@ -46,49 +60,14 @@ void KeyMeans::set_codes(int64_t stream, int64_t head, int64_t cell, const int8_
 }
 
 void KeyMeans::settle(int64_t stream, int64_t head, int64_t cell) {
-  if (unit_at(stream, head, cell / kCells) >= 0) return;
-  std::atomic_ref<float>(units_[static_cast<size_t>(at(stream, head, cell / kCells))]).store(0.0f, std::memory_order_relaxed);
-}
-
-void KeyMeans::add_key(int64_t stream, int64_t head, int64_t cell, const float* key) {
-  History* h = &history_[static_cast<size_t>(stream * n_heads_ + head)];
-  float *sum = sum_of(stream, head), *before_newest = sum + head_dim_;
+  if (!is_new(stream, head, cell)) return;
   const int64_t run = cell / kCells;
-  if (run != h->run) {
-    if (unit_at(stream, head, run) < 0) predict(stream, head, run);
-    *h = {run, 0, 0};
-    std::fill_n(sum, head_dim_, 0.0f);
+  int64_t from = run - 1;
+  while (from >= 0 && unit_at(stream, head, from) < 0) --from;
+  if (from >= 0) {
+    std::copy_n(codes_.data() + at(stream, head, from) * head_dim_, head_dim_, codes_.data() + at(stream, head, run) * head_dim_);
   }
-  if (h->n % kBlockKeys == 0) {
-    std::copy_n(sum, head_dim_, before_newest);
-    h->n_before_newest = h->n;
-  }
-  for (int64_t i = 0; i < head_dim_; ++i) sum[i] += key[i];
-  ++h->n;
-}
-
-// The newest block's mean is nearest to what comes, but a channel that has turned away from the run's mean by then will go on turning:
-// it counts as far as the two agree.
-void KeyMeans::predict(int64_t stream, int64_t head, int64_t run) {
-  const History& h = history_[static_cast<size_t>(stream * n_heads_ + head)];
-  const int64_t n_newest = h.n - h.n_before_newest;
-  if (h.n < kBlockKeys) {
-    // Too few keys: the mean of the cells before, if there is one.
-    int64_t from = run - 1;
-    while (from > 0 && unit_at(stream, head, from) < 0) --from;
-    if (from >= 0) std::copy_n(codes_.data() + at(stream, head, from) * head_dim_, head_dim_, codes_.data() + at(stream, head, run) * head_dim_);
-    units_[static_cast<size_t>(at(stream, head, run))] = from >= 0 ? std::max(0.0f, unit_at(stream, head, from)) : 0.0f;
-    return;
-  }
-  const float *sum = sum_of(stream, head), *before_newest = sum + head_dim_;
-  std::vector<float> mean(static_cast<size_t>(head_dim_));
-  for (int64_t i = 0; i < head_dim_; ++i) {
-    const float all = sum[i] / static_cast<float>(h.n);
-    const float newest = 2 * n_newest >= kBlockKeys ? (sum[i] - before_newest[i]) / static_cast<float>(n_newest) : all;
-    const float larger = std::max(all * all, newest * newest);
-    mean[static_cast<size_t>(i)] = larger > 0 ? std::max(0.0f, all * newest / larger) * newest : 0.0f;
-  }
-  set(stream, head, run, mean.data());
+  units_[static_cast<size_t>(at(stream, head, run))] = from >= 0 ? unit_at(stream, head, from) : 0.0f;
 }
 
 bool KeyMeans::copy(int64_t from_stream, int64_t to_stream, int64_t begin, int64_t end) {
@@ -109,10 +88,6 @@ bool KeyMeans::copy(int64_t from_stream, int64_t to_stream, int64_t begin, int64
     std::copy_n(units_.data() + at(from_stream, head, first_run), end_run - first_run, units_.data() + at(to_stream, head, first_run));
   }
   return true;
-}
-
-size_t KeyMeans::fixed_bytes() const {
-  return (sums_.size() * sizeof(float) + history_.size() * sizeof(History)) / static_cast<size_t>(n_streams_);
 }
 
 }  // namespace kvt::plugin

@@ -6,6 +6,7 @@
 #include "codec_store.h"
 #include "ggml_abi/host_ggml.h"
 #include "metrics.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 #include "plugin_options.h"
 #include "startup_report.h"
@@ -54,7 +55,11 @@ ggml_backend_reg_t load(const void* address_in_host) {
 }  // namespace kvt::plugin
 
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
-  static ggml_backend_reg_t registry = kvt::plugin::load(__builtin_return_address(0));
+  static ggml_backend_reg_t registry = [](const void* address_in_host) {
+    ggml_backend_reg_t loaded = nullptr;
+    if (!kvt::plugin::completes([&] { loaded = kvt::plugin::load(address_in_host); })) kvt::plugin::say("cannot load: no memory");
+    return loaded;
+  }(__builtin_return_address(0));
   return registry;
 }
 

@@ -95,18 +95,23 @@ void RecentRows::put_pinned_first(std::vector<Entry>* entries) {
   std::stable_partition(entries->begin(), entries->end(), [](const Entry& e) { return (e.sequences & kPinned) != 0; });
 }
 
-// Keeps what the list has room for: pinned entries, and of each sequence the last window.
+// Keeps what the list has room for: pinned entries, and of each sequence the last window; before a batch of drafts, of which only the
+// first row may stay, one that lasts if the others go.
 void RecentRows::drop_old(std::vector<Entry>* entries) const {
-  size_t n_pinned = 0, n_of[kMostSequences] = {};
+  size_t n_pinned = 0, n_of[kMostSequences] = {}, n_drafts[kMostSequences] = {};
+  for (const Entry& e : *entries) {
+    for (unsigned bit = 0; bit < kMostSequences; ++bit) n_drafts[bit] += e.row >= 0 && (e.sequences >> bit & 1) != 0;
+  }
+  for (size_t& n : n_drafts) n = std::min(kSlack, n > 0 ? n - 1 : 0);
   std::vector<Entry> kept;
   for (auto it = entries->rbegin(); it != entries->rend(); ++it) {
     bool is_kept = (it->sequences & kPinned) != 0 && n_pinned++ < kMostPinned;
     for (unsigned bit = 0; bit < kMostSequences; ++bit) {
-      if ((it->sequences >> bit & 1) != 0 && n_of[bit]++ < window_) is_kept = true;
+      if ((it->sequences >> bit & 1) != 0 && n_of[bit]++ < window_ + n_drafts[bit]) is_kept = true;
     }
     if (is_kept) kept.push_back(*it);
   }
-  const size_t most = kMostWindows * window_ + kSlack;
+  const size_t most = kMostWindows * capacity_for(window_);
   std::reverse(kept.begin(), kept.end());
   while (kept.size() > most) {
     const auto oldest = std::find_if(kept.begin(), kept.end(), [](const Entry& e) { return (e.sequences & kPinned) == 0; });
@@ -115,73 +120,94 @@ void RecentRows::drop_old(std::vector<Entry>* entries) const {
   *entries = std::move(kept);
 }
 
-void RecentRows::grow(size_t n_entries) {
-  if (n_entries <= capacity_) return;
-  const size_t capacity = (n_entries + kSlack + 15) / 16 * 16;
-  std::vector<int32_t> cells(n_streams_ * capacity, -1);
-  std::vector<Sequences> sequences(n_streams_ * capacity, 0);
-  std::vector<ggml_fp16_t> rows(n_streams_ * n_heads_ * capacity * head_dim_, 0);
+size_t RecentRows::capacity_with(size_t n_entries) const {
+  return n_entries <= capacity_ ? capacity_ : (n_entries + kSlack + 15) / 16 * 16;
+}
+
+void RecentRows::take_memory(size_t capacity, Batch* batch) const {
+  batch->capacity = capacity;
+  if (capacity == capacity_) return;
+  batch->grown_cells.assign(n_streams_ * capacity, -1);
+  batch->grown_sequences.assign(n_streams_ * capacity, 0);
+  batch->grown_rows.assign(n_streams_ * n_heads_ * capacity * head_dim_, 0);
+}
+
+void RecentRows::grow(Batch* batch) noexcept {
+  if (batch->capacity == capacity_) return;
+  const size_t capacity = batch->capacity;
   for (size_t s = 0; s < n_streams_; ++s) {
-    std::copy_n(cells_of(s), capacity_, cells.data() + s * capacity);
-    std::copy_n(sequences_.data() + s * capacity_, capacity_, sequences.data() + s * capacity);
+    std::copy_n(cells_of(s), capacity_, batch->grown_cells.data() + s * capacity);
+    std::copy_n(sequences_.data() + s * capacity_, capacity_, batch->grown_sequences.data() + s * capacity);
     for (size_t head = 0; head < n_heads_; ++head) {
-      std::copy_n(rows_of(s, head), capacity_ * head_dim_, rows.data() + (s * n_heads_ + head) * capacity * head_dim_);
+      std::copy_n(rows_of(s, head), capacity_ * head_dim_, batch->grown_rows.data() + (s * n_heads_ + head) * capacity * head_dim_);
     }
   }
-  cells_.swap(cells);
-  sequences_.swap(sequences);
-  rows_.swap(rows);
+  cells_.swap(batch->grown_cells);
+  sequences_.swap(batch->grown_sequences);
+  rows_.swap(batch->grown_rows);
   capacity_ = capacity;
 }
 
-// The list becomes entries, which fit. Returns where their rows are.
-std::vector<int32_t> RecentRows::set_entries(size_t stream, const std::vector<Entry>& entries) {
-  std::vector<int32_t> sources;
+RecentRows::Batch::Stream RecentRows::to_stream(const std::vector<Entry>& entries) {
+  Batch::Stream plan;
+  for (const Entry& e : entries) {
+    plan.cells.push_back(e.cell);
+    plan.sequences.push_back(e.sequences);
+    plan.kept.push_back(e.source);
+  }
+  return plan;
+}
+
+// The list becomes the planned one, which fits; rows follow by move_rows.
+void RecentRows::set_entries(size_t stream, const Batch::Stream& plan) noexcept {
   int32_t* cells = cells_of(stream);
   std::fill(cells, cells + capacity_, -1);
-  n_pinned_[stream] = 0;
-  for (size_t e = 0; e < entries.size(); ++e) {
-    cells[e] = entries[e].cell;
-    sequences_[stream * capacity_ + e] = entries[e].sequences;
-    n_pinned_[stream] += (entries[e].sequences & kPinned) != 0;
-    sources.push_back(entries[e].source);
-  }
-  size_[stream] = entries.size();
-  return sources;
+  std::copy(plan.cells.begin(), plan.cells.end(), cells);
+  std::copy(plan.sequences.begin(), plan.sequences.end(), sequences_.begin() + static_cast<ptrdiff_t>(stream * capacity_));
+  n_pinned_[stream] = static_cast<size_t>(
+      std::count_if(plan.sequences.begin(), plan.sequences.end(), [](Sequences of_it) { return (of_it & kPinned) != 0; }));
+  size_[stream] = plan.cells.size();
 }
 
-void RecentRows::move_rows(size_t stream, size_t head, const std::vector<int32_t>& sources) {
+// Entries keep their order. So rows that move down, from the first on, and then those that move up, from the last on, find their places free.
+void RecentRows::move_rows(size_t stream, size_t head, const std::vector<int32_t>& sources) noexcept {
   ggml_fp16_t* rows = rows_of(stream, head);
-  const std::vector<ggml_fp16_t> before(rows, rows + capacity_ * head_dim_);
+  const auto move = [&](size_t e) {
+    std::memcpy(rows + e * head_dim_, rows + static_cast<size_t>(sources[e]) * head_dim_, head_dim_ * sizeof(ggml_fp16_t));
+  };
   for (size_t e = 0; e < sources.size(); ++e) {
-    if (sources[e] >= 0) std::copy_n(before.data() + static_cast<size_t>(sources[e]) * head_dim_, head_dim_, rows + e * head_dim_);
+    if (sources[e] > static_cast<int32_t>(e)) move(e);
+  }
+  for (size_t e = sources.size(); e-- > 0;) {
+    if (sources[e] >= 0 && sources[e] < static_cast<int32_t>(e)) move(e);
   }
 }
 
-void RecentRows::begin_batch(const int32_t* cells, Batch* batch, const BatchSight& sight, size_t n_first) {
+void RecentRows::plan_batch(Batch* batch, const BatchSight& sight, size_t n_first) const {
   const size_t n_rows = batch->rows.size();
   batch->streams.assign(n_streams_, {});
+  batch->is_written.assign(n_heads_, 0);
   batch->memory = nullptr;
   // A cell that is written twice has one entry, for its last row.
-  std::unordered_set<int64_t> seen;
-  std::vector<size_t> n_new(n_streams_, 0);
+  std::unordered_set<int64_t> written;
+  const auto place = [](size_t stream, int32_t cell) { return static_cast<int64_t>(stream) << 32 | cell; };
+  size_t most_new = 0;
   for (size_t i = n_rows; i-- > 0;) {
     Batch::Row* row = &batch->rows[i];
     row->entry = row->batch_entry = -1;
-    row->is_last = n_rows == 1 || seen.insert(int64_t{row->stream} << 32 | cells[i]).second;
-    if (!row->is_last) continue;
-    const auto stream = static_cast<size_t>(row->stream);
-    forget(stream, cells[i], cells[i] + 1);
-    ++n_new[stream];
+    row->is_last = written.insert(place(static_cast<size_t>(row->stream), row->cell)).second;
+    if (row->is_last) most_new = std::max(most_new, ++batch->streams[static_cast<size_t>(row->stream)].n_new);
   }
   std::vector<std::vector<Entry>> lists(n_streams_);
-  for (size_t s = 0; s < n_streams_; ++s) lists[s] = entries_of(s);
-  for (size_t i = 0; i < n_rows; ++i) {
-    if (!batch->rows[i].is_last) continue;
-    std::vector<Entry>* list = &lists[static_cast<size_t>(batch->rows[i].stream)];
-    carry_on(list, cells[i], static_cast<int32_t>(i), sight, n_first);
+  for (size_t s = 0; s < n_streams_; ++s) {
+    lists[s] = entries_of(s);
+    std::erase_if(lists[s], [&](const Entry& e) { return written.contains(place(s, e.cell)); });
   }
-  const bool has_own_list = *std::max_element(n_new.begin(), n_new.end()) > kSlack;
+  for (size_t i = 0; i < n_rows; ++i) {
+    const Batch::Row& row = batch->rows[i];
+    if (row.is_last) carry_on(&lists[static_cast<size_t>(row.stream)], row.cell, static_cast<int32_t>(i), sight, n_first);
+  }
+  const bool has_own_list = most_new > kSlack;
   batch->n_entries = batch->n_pinned = batch->first_entry = 0;
   for (std::vector<Entry>& list : lists) {
     put_pinned_first(&list);
@@ -192,32 +218,56 @@ void RecentRows::begin_batch(const int32_t* cells, Batch* batch, const BatchSigh
     const auto first = std::find_if(list.begin(), list.end(), [](const Entry& e) { return e.row >= 0 && (e.sequences & kPinned) == 0; });
     batch->first_entry = std::max(batch->first_entry, static_cast<size_t>(first - list.begin()));
   };
+  size_t capacity = capacity_;
   for (size_t s = 0; s < n_streams_; ++s) {
     std::vector<Entry>& list = lists[s];
-    Batch::Stream* plan = &batch->streams[s];
+    std::vector<int32_t> copied;
     size_t n_pinned = 0;
     for (size_t e = 0; has_own_list && e < list.size(); ++e) {
       batch->cells[s * batch->n_entries + e] = list[e].cell;
-      plan->copied.push_back(list[e].source);
+      copied.push_back(list[e].source);
       n_pinned += (list[e].sequences & kPinned) != 0;
       if (list[e].row >= 0) batch->rows[static_cast<size_t>(list[e].row)].batch_entry = static_cast<int32_t>(e);
     }
     batch->n_pinned = std::max(batch->n_pinned, n_pinned);
     if (has_own_list) find_first(list);
-    if (n_new[s] == 0) continue;  // nothing changes
-    between_[s] = 0;
-    if (list.size() > capacity_) drop_old(&list);
-    grow(list.size());
-    if (!has_own_list) find_first(list);
-    for (size_t e = 0; e < list.size(); ++e) {
-      if (list[e].row >= 0) batch->rows[static_cast<size_t>(list[e].row)].entry = static_cast<int32_t>(e);
-      plan->has_moved = plan->has_moved || (list[e].source >= 0 && list[e].source != static_cast<int32_t>(e));
+    const size_t n_new = batch->streams[s].n_new;
+    if (n_new > 0) {
+      if (list.size() > capacity_) drop_old(&list);
+      capacity = std::max(capacity, capacity_with(list.size()));
+      if (!has_own_list) find_first(list);
+      for (size_t e = 0; e < list.size(); ++e) {
+        if (list[e].row >= 0) batch->rows[static_cast<size_t>(list[e].row)].entry = static_cast<int32_t>(e);
+      }
+      batch->streams[s] = to_stream(list);
+      batch->streams[s].n_new = n_new;
     }
-    plan->kept = set_entries(s, list);
+    batch->streams[s].copied = std::move(copied);
+  }
+  take_memory(capacity, batch);
+}
+
+void RecentRows::begin_batch(Batch* batch) noexcept {
+  grow(batch);
+  for (size_t s = 0; s < n_streams_; ++s) {
+    if (batch->streams[s].n_new == 0) continue;
+    between_[s] = 0;
+    set_entries(s, batch->streams[s]);
   }
 }
 
-void RecentRows::write_batch(const Batch& batch, size_t head, const float* src, size_t src_stride) {
+void RecentRows::abandon_batch(const Batch& batch) noexcept {
+  for (size_t s = 0; s < n_streams_; ++s) {
+    for (size_t head = 0; head < n_heads_; ++head) {
+      if (batch.is_written[head] == 0) move_rows(s, head, batch.streams[s].kept);
+    }
+  }
+  for (const Batch::Row& row : batch.rows) forget(static_cast<size_t>(row.stream), row.cell, row.cell + 1);
+}
+
+void RecentRows::write_batch(Batch* written, size_t head, const float* src, size_t src_stride) {
+  const Batch& batch = *written;
+  written->is_written[head] = 1;
   const size_t bytes = head_dim_ * sizeof(ggml_fp16_t);
   const auto own_row = [&](size_t stream, size_t entry) {
     return batch.memory + ((stream * n_heads_ + head) * batch.n_entries + entry) * head_dim_;
@@ -227,7 +277,7 @@ void RecentRows::write_batch(const Batch& batch, size_t head, const float* src, 
     for (size_t e = 0; e < plan.copied.size(); ++e) {
       if (plan.copied[e] >= 0) std::memcpy(own_row(s, e), rows_of(s, head) + static_cast<size_t>(plan.copied[e]) * head_dim_, bytes);
     }
-    if (plan.has_moved) move_rows(s, head, plan.kept);
+    move_rows(s, head, plan.kept);
   }
   for (size_t i = 0; i < batch.rows.size(); ++i) {
     const Batch::Row& row = batch.rows[i];
@@ -257,9 +307,12 @@ void RecentRows::add_entry(size_t stream, const Entry& entry) {
   list.push_back(entry);
   put_pinned_first(&list);
   if (list.size() > capacity_) drop_old(&list);
-  grow(list.size());
-  const std::vector<int32_t> sources = set_entries(stream, list);
-  for (size_t head = 0; head < n_heads_; ++head) move_rows(stream, head, sources);
+  Batch memory;
+  take_memory(capacity_with(list.size()), &memory);
+  grow(&memory);
+  const Batch::Stream plan = to_stream(list);
+  set_entries(stream, plan);
+  for (size_t head = 0; head < n_heads_; ++head) move_rows(stream, head, plan.kept);
 }
 
 void RecentRows::append(size_t stream, int32_t cell, bool is_pinned) {
@@ -301,7 +354,9 @@ void RecentRows::append_from(const RecentRows& other, size_t other_stream, size_
 void RecentRows::align_with(const RecentRows& other) {
   if (cells_ == other.cells_ && size_ == other.size_) return;
   if (n_streams_ != other.n_streams_) return clear();
-  grow(other.capacity_);
+  Batch memory;
+  take_memory(std::max(capacity_, other.capacity_), &memory);
+  grow(&memory);
   for (size_t s = 0; s < n_streams_; ++s) {
     std::vector<Entry> list;
     const int32_t* begin = cells_of(s);
@@ -311,8 +366,9 @@ void RecentRows::align_with(const RecentRows& other) {
       const bool is_here = cell >= 0 && found != begin + size_[s];
       list.push_back({is_here ? cell : -1, other.sequences_[s * other.capacity_ + e], is_here ? static_cast<int32_t>(found - begin) : -1, -1});
     }
-    const std::vector<int32_t> sources = set_entries(s, list);
-    for (size_t head = 0; head < n_heads_; ++head) move_rows(s, head, sources);
+    const Batch::Stream plan = to_stream(list);
+    set_entries(s, plan);
+    for (size_t head = 0; head < n_heads_; ++head) move_rows(s, head, plan.kept);
     between_[s] = other.between_[s];
   }
 }

@@ -12,10 +12,11 @@
 // A batch of many rows is longer than the list, and its first queries need rows that leave it at once. Such a batch has a list of its
 // own for the time of its graph: the entries before it and all its rows, in memory that all layers share.
 //
-// Order: begin_batch before the graph runs, on one thread; then write_batch for each head, on any one thread each; then attention.
+// Order: plan_batch, begin_batch before the graph runs, on one thread; then write_batch for each head, on any one thread each; then attention.
 #ifndef KVT_PLUGIN_RECENT_ROWS_H
 #define KVT_PLUGIN_RECENT_ROWS_H
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -44,28 +45,39 @@ struct BatchSight {
 
 class RecentRows {
  public:
-  // Entries kept beyond a window: room to append without moving rows each time, and for a few entries that are not seen.
-  static constexpr size_t kSlack = 4;
+  // Entries kept beyond a window: room to append without moving rows each time, and for entries that are not seen. So many drafts can be
+  // rejected and the window before them is still there.
+  static constexpr size_t kSlack = 6;
   // A list grows to that many windows, and has that many pinned rows.
   static constexpr size_t kMostWindows = 16, kMostPinned = 64;
   // Entries of a stream with one sequence. A window of 0: no rows are kept.
   static constexpr size_t capacity_for(size_t window) { return window > 0 ? window + kSlack : 0; }
 
-  // A batch of new rows, from begin_batch to the end of its graph.
+  using Sequences = uint32_t;  // a bit for each sequence
+  static constexpr Sequences kPinned = Sequences{1} << 31;
+
+  // A batch of new rows, from plan_batch to the end of its graph.
   struct Batch {
     struct Row {
-      int32_t stream = 0;
+      int32_t stream = 0, cell = 0;
       bool is_last = true;       // no later row of the batch is for the same cell
       int32_t entry = -1;        // in the lasting list; -1: too old already
       int32_t batch_entry = -1;  // in the batch's own list; -1: it has none
     };
     struct Stream {
-      std::vector<int32_t> kept;    // where the row of each entry of the lasting list was before; -1: new or none
-      std::vector<int32_t> copied;  // the same for the batch's own list
-      bool has_moved = false;       // some entry of the lasting list was elsewhere
+      size_t n_new = 0;
+      std::vector<int32_t> cells;        // of the lasting list
+      std::vector<Sequences> sequences;  // likewise
+      std::vector<int32_t> kept;         // where the row of each of its entries was before; -1: it is new. In their order.
+      std::vector<int32_t> copied;       // the same for the batch's own list
     };
     std::vector<Row> rows;
     std::vector<Stream> streams;
+    std::vector<uint8_t> is_written;  // [n_heads]
+    size_t capacity = 0;              // of the lasting list
+    std::vector<int32_t> grown_cells;  // memory for a larger list
+    std::vector<Sequences> grown_sequences;
+    std::vector<ggml_fp16_t> grown_rows;
     size_t n_entries = 0;           // of its own list; 0: it has none
     size_t n_pinned = 0;            // of its own list
     std::vector<int32_t> cells;     // of its own list
@@ -80,14 +92,23 @@ class RecentRows {
   // Bytes of rows of one stream.
   size_t stream_bytes() const { return n_heads_ * capacity_ * head_dim_ * sizeof(ggml_fp16_t); }
 
-  // Plans a batch: row i will be written to cell cells[i] of its stream. The list changes at once, the rows are not there yet.
-  // The caller fills in batch->rows[i].stream beforehand. n_first: rows whose queries see no more cells than that are pinned, unless
-  // they lie in the first n_first cells, which are kept elsewhere.
-  void begin_batch(const int32_t* cells, Batch* batch, const BatchSight& sight = {}, size_t n_first = 0);
+  // Plans a batch, of which the caller has filled in stream and cell of each row: takes the memory that it needs, but for the rows of its
+  // own list, and changes nothing else. So a batch begins for the keys and the values of all layers, or for none, and their lists agree.
+  // n_first: rows whose queries see no more cells than that are pinned, unless they lie in the first n_first cells, which are kept
+  // elsewhere.
+  void plan_batch(Batch* batch, const BatchSight& sight = {}, size_t n_first = 0) const;
+  // The list changes at once, the rows are not there yet.
+  void begin_batch(Batch* batch) noexcept;
   size_t memory_values(const Batch& batch) const { return n_streams_ * n_heads_ * batch.n_entries * head_dim_; }
+  // The graph has failed: heads whose rows were not written are brought to where the list is, and the batch's cells have no entries.
+  void abandon_batch(const Batch& batch) noexcept;
   // Writes the rows of one head: row i at src + i * src_stride floats.
-  void write_batch(const Batch& batch, size_t head, const float* src, size_t src_stride);
+  void write_batch(Batch* batch, size_t head, const float* src, size_t src_stride);
 
+  // Entries that list_of will have at most.
+  size_t most_entries(const Batch* batch) const {
+    return batch != nullptr ? std::max({capacity_, batch->capacity, batch->n_entries}) : capacity_;
+  }
   // The list after a batch, or as it stands.
   RecentList list_of(const Batch* batch) const;
 
@@ -104,9 +125,6 @@ class RecentRows {
   void clear();
 
  private:
-  using Sequences = uint32_t;  // a bit for each sequence
-  static constexpr Sequences kPinned = Sequences{1} << 31;
-
   struct Entry {
     int32_t cell;
     Sequences sequences;
@@ -125,9 +143,12 @@ class RecentRows {
   static void carry_on(std::vector<Entry>* entries, int32_t cell, int32_t row, const BatchSight& sight, size_t n_first);
   static void put_pinned_first(std::vector<Entry>* entries);
   void drop_old(std::vector<Entry>* entries) const;
-  void grow(size_t n_entries);
-  std::vector<int32_t> set_entries(size_t stream, const std::vector<Entry>& entries);
-  void move_rows(size_t stream, size_t head, const std::vector<int32_t>& sources);
+  size_t capacity_with(size_t n_entries) const;
+  void take_memory(size_t capacity, Batch* batch) const;
+  void grow(Batch* batch) noexcept;
+  static Batch::Stream to_stream(const std::vector<Entry>& entries);
+  void set_entries(size_t stream, const Batch::Stream& plan) noexcept;
+  void move_rows(size_t stream, size_t head, const std::vector<int32_t>& sources) noexcept;
   void add_entry(size_t stream, const Entry& entry);
 
   size_t n_streams_, n_heads_, head_dim_, window_, capacity_;

@@ -141,14 +141,6 @@ bool matches(const CacheTensor& cache, int64_t row, uint32_t digest, RunConditio
          conditioning->digest(row) == digest;
 }
 
-// The means go on from the keys that they hear of.
-void tell_means(CacheTensor* cache, int64_t row, const ggml_fp16_t* values) {
-  if (cache->conditioner() == nullptr) return;
-  std::vector<float> keys(static_cast<size_t>(cache->n_values()));
-  host().ggml_fp16_to_fp32_row(values, keys.data(), cache->n_values());
-  cache->conditioner()->add_keys(row, keys.data());
-}
-
 bool has_waiting(CacheTensor* cache) { return cache->waiting_keys() != nullptr && !cache->waiting_keys()->rows.empty(); }
 
 WaitingKeys* waiting_of(CacheTensor* cache) {
@@ -171,12 +163,18 @@ bool find_conditioning(const WaitingKeys& waiting, uint32_t digest, std::vector<
 void adopt_conditioning(CacheTensor* cache, const WaitingKeys& waiting) {
   KeyConditioner* conditioner = cache->conditioner();
   if (conditioner == nullptr || (conditioner->is_learning() && conditioner->n_kept() > 0)) return;
-  std::vector<uint8_t> bytes;
+  const bool was_learning = conditioner->is_learning();
+  std::vector<uint8_t> bytes, first;
   for (const WaitingKeys::Row& row : waiting.rows) {
     if (row.codes == nullptr || !find_conditioning(waiting, row.codes->conditioning, &bytes)) continue;
     if (conditioner->is_learning()) conditioner->adopt_scale(bytes);
     const int64_t stream = stream_of(*cache, row.row), cell = cell_of(*cache, row.row);
     if (!bytes.empty() && conditioner->means().is_new(stream, cell)) conditioner->adopt_mean(stream, cell, bytes);
+    if (first.empty()) first = bytes;
+  }
+  // The other streams begin with the first mean, as they do when it is learnt.
+  for (int64_t stream = 0; was_learning && !first.empty() && stream < cache->n_rows() / cache->n_cells(); ++stream) {
+    if (conditioner->means().is_new(stream, 0)) conditioner->adopt_mean(stream, 0, first);
   }
 }
 
@@ -189,16 +187,9 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
   size_t n_rounded = 0;
   std::vector<float> values(n);
   std::vector<uint8_t> bytes;
-  for (WaitingKeys::Row& row : waiting->rows) {
-    row.is_ready = row.codes != nullptr && matches(*cache, row.row, row.codes->conditioning, &conditioning);
-    // If the conditioning is not known, the values tell nearly what it was.
-    if (row.codes == nullptr || row.is_ready || !find_conditioning(*waiting, row.codes->conditioning, &bytes)) continue;
-    decode_other(*cache, shape, *row.codes, bytes, row.values.data());
-  }
   if (conditioner != nullptr && conditioner->is_learning() && conditioner->n_kept() == 0) {
     std::vector<float> taught;
     for (const WaitingKeys::Row& row : waiting->rows) {
-      if (row.is_ready) continue;
       host().ggml_fp16_to_fp32_row(row.values.data(), values.data(), cache->n_values());
       taught.insert(taught.end(), values.begin(), values.end());
     }
@@ -207,12 +198,18 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
   // Rows of another sequence, with unusual first ones among them, are nothing to go on learning from.
   const bool was_empty = conditioner != nullptr && conditioner->n_kept() == 0;
   for (WaitingKeys::Row& row : waiting->rows) {
-    if (row.is_ready) {
-      write_codes(cache, shape, row.row, *row.codes);
-      tell_means(cache, row.row, row.values.data());
-      continue;
+    if (row.codes != nullptr) {
+      const int64_t stream = stream_of(*cache, row.row), cell = cell_of(*cache, row.row);
+      const bool has_means = conditioner != nullptr && !conditioner->is_learning();
+      for (int64_t head = 0; has_means && head < cache->n_heads(); ++head) begin_mean(cache, stream, head, cell);
+      if (matches(*cache, row.row, row.codes->conditioning, &conditioning)) {
+        write_codes(cache, shape, row.row, *row.codes);
+        continue;
+      }
+      ++n_rounded;
+      // If the conditioning is not known, the values tell nearly what the key was.
+      if (find_conditioning(*waiting, row.codes->conditioning, &bytes)) decode_other(*cache, shape, *row.codes, bytes, row.values.data());
     }
-    n_rounded += row.codes != nullptr;
     image_write(cache, row.row, row.values.data(), row.is_first);
     if (row.codes != nullptr && cache->recent() != nullptr) {
       const auto cell = static_cast<int32_t>(cell_of(*cache, row.row));
@@ -287,6 +284,7 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
   RunConditioning conditioning(*cache, shape);
   for (int64_t row = first_row; row < first_row + n_rows; ++row, src += cache->n_values()) {
     if (is_zero(src, cache->n_values())) {
+      if (is_empty(read_codes(cache, shape, row)) && cell_of(*cache, row) >= cache->n_exact()) continue;  // leaves its page uncommitted
       write_codes(cache, shape, row, {0, 0, std::vector<uint8_t>(shape.n_values()), std::vector<uint16_t>(shape.n_norms()), {}});
       continue;
     }
@@ -297,7 +295,6 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
     const bool is_learning = cache->conditioner() != nullptr && cache->conditioner()->is_learning();
     if (codes != nullptr && !has_waiting(cache) && matches(*cache, row, codes->conditioning, &conditioning)) {
       write_codes(cache, shape, row, *codes);
-      tell_means(cache, row, src);
     } else if (codes != nullptr || is_learning || has_waiting(cache)) {
       wait_for_conditioning(cache, row, src, std::move(codes), is_first);
     } else {

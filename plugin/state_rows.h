@@ -35,7 +35,6 @@ struct WaitingKeys {
     std::vector<ggml_fp16_t> values;
     std::unique_ptr<StateRow> codes;  // nullptr: a row without
     bool is_first;                    // of its sequence
-    bool is_ready = false;            // its codes can be stored as they are
   };
   std::vector<Row> rows;                           // in the order in which they came
   std::map<uint32_t, ConditioningPieces> pieces;   // by digest

@@ -9,6 +9,7 @@
 #include "ggml_abi/buffer_type_table.h"
 #include "graph_plan.h"
 #include "metrics.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
 
@@ -94,11 +95,11 @@ void synchronize(ggml_backend_t backend) { host().ggml_backend_synchronize(self(
 
 // The scheduler shows every graph here when it plans memory, before anything runs.
 void graph_optimize(ggml_backend_t backend, ggml_cgraph* graph, ggml_backend_graph_optimize_params* params) {
-  learn_from_attention(graph);
+  completes([&] { learn_from_attention(graph); });  // or when it runs
   inner_graph_optimize(self(backend)->inner, graph, params);
 }
 
-enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+enum ggml_status compute(ggml_backend_t backend, ggml_cgraph* graph) {
   WrappedBackend* s = self(backend);
   if (!s->plan.is_reusable(graph, s->n_threads)) {
     if (!settle_all(graph)) {
@@ -115,10 +116,21 @@ enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
   }
   const enum ggml_status status = s->inner->iface.graph_compute(s->inner, planned);
   metrics_graph_done();
+  if (status == GGML_STATUS_SUCCESS && s->plan.has_run_out_of_memory()) {
+    say("no memory for working space");
+    return GGML_STATUS_ALLOC_FAILED;
+  }
   if (status == GGML_STATUS_SUCCESS && s->plan.has_failed()) {
     say("an operation on the KV cache failed: a row outside of the cache, or more threads than announced; please report this");
     return GGML_STATUS_FAILED;
   }
+  return status;
+}
+
+enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+  enum ggml_status status = GGML_STATUS_ALLOC_FAILED;
+  if (!completes([&] { status = compute(backend, graph); })) say("no memory for working space");
+  self(backend)->plan.end_step(status == GGML_STATUS_SUCCESS);
   return status;
 }
 
@@ -195,7 +207,15 @@ ggml_backend_t wrapped_backend_create(ggml_backend_dev_t device, ggml_backend_de
   if (inner->iface.cpy_tensor_async != nullptr) table.cpy_tensor_async = cpy_tensor_async;
   if (inner->iface.event_record != nullptr) table.event_record = event_record;
   if (inner->iface.event_wait != nullptr) table.event_wait = event_wait;
-  return new ggml_backend{guid(), table, device, new WrappedBackend(inner_device, inner)};
+  ggml_backend_t backend = nullptr;
+  if (!completes([&] {
+        auto context = std::make_unique<WrappedBackend>(inner_device, inner);
+        backend = new ggml_backend{guid(), table, device, context.get()};
+        context.release();
+      })) {
+    host().ggml_backend_free(inner);
+  }
+  return backend;
 }
 
 void* wrapped_backend_proc_address(const char* name) {

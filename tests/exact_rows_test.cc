@@ -70,6 +70,16 @@ class Problem {
 
   kvt_attention& args() { return args_; }
   const kvt_codec* codec() const { return codec_.get(); }
+  const std::vector<float>& out() const { return out_; }
+
+  // From now on query i alone asks, as it does when its token is the last one of the same list.
+  void ask_alone(uint32_t i) {
+    args_.n_queries = 1;
+    args_.q = q_.data() + i * args_.q_query_stride / sizeof(float);
+    args_.mask = mask_.data() + i * args_.mask_query_stride / sizeof(uint16_t);
+    args_.out = out_.data() + i * args_.out_query_stride / sizeof(float);
+    args_.recent_own = (c_.n_recent >= c_.n_queries ? c_.n_recent - c_.n_queries : 0) + i;
+  }
 
   void run() {
     const size_t bytes = kvt_attend_workspace_bytes(codec_.get(), &args_, c_.n_threads);
@@ -302,6 +312,26 @@ TEST_F(ExactRows, QueriesMasksAndThreads) {
   EXPECT_LE(error_of({.n_cells = 500, .has_mask = false, .softcap = 5}), 0.03);
   EXPECT_LE(error_of({.n_cells = 500, .is_conditioned = true, .softcap = 5}), 0.03);
   EXPECT_LE(error_of({.n_group = 16, .n_queries = 8, .n_cells = 130}), 0.03);
+}
+
+// Drafts of speculative decoding: a query gives the same bits in a batch as alone. With several threads as well, as the pages are cut
+// alike; up to 64 query rows a kv head, and as many exact rows as fit in one pass of 64.
+TEST_F(ExactRows, DraftsGiveTheBitsOfSingleTokens) {
+  for (const kvt_codec_id codec : kCodecs)
+    for (const uint32_t n_queries : {2u, 3u, 4u, 5u, 12u})
+      for (const uint32_t n_group : {1u, 3u, 5u})
+        for (const uint32_t n_threads : {1u, 3u}) {
+          const bool has_exact = codec != KVT_CODEC_F16;
+          const Case c{.codec = codec, .n_group = n_group, .n_queries = n_queries, .n_cells = 333, .n_exact = has_exact ? 4u : 0u,
+                       .n_recent = has_exact ? 60u : 0u, .window = 48, .is_conditioned = has_exact, .n_threads = n_threads};
+          Problem together(c), alone(c);
+          together.run();
+          for (uint32_t i = 0; i < n_queries; ++i) {
+            alone.ask_alone(i);
+            alone.run();
+          }
+          EXPECT_EQ(together.out(), alone.out()) << kvt_codec_name(codec) << " " << n_queries << " " << n_group << " " << n_threads;
+        }
 }
 
 TEST_F(ExactRows, BadArguments) {

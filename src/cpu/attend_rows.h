@@ -18,7 +18,8 @@ inline void prepare_row_queries(const AttendBlock& b, const HalfScratch& half) {
 }
 
 // Adds n <= 64 cells to the state: k [n][head_dim_k] and v [n][head_dim_v] fp16, their masks in soft.mask. next_k: what is read next.
-template <class Isa>
+// kInOrder: see exp_rows.
+template <class Isa, bool kInOrder>
 void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScratch& half, const uint8_t* k, const uint8_t* v, unsigned n,
                  const uint8_t* next_k) {
   const unsigned rows = row_count(b), d_k = b.key->head_dim, d_v = b.value->head_dim;
@@ -34,7 +35,7 @@ void attend_rows(const AttendBlock& b, const SoftmaxScratch& soft, const HalfScr
       if (b.softcap > 0) apply_softcap(b.softcap, score);
       new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
     }
-    exp_rows<Isa>(b, row, block, new_max, soft.score, soft.probability + size_t{row} * 64, soft.rescale);
+    exp_rows<Isa, kInOrder>(b, row, block, new_max, soft.score, soft.probability + size_t{row} * 64, soft.rescale);
   }
   for (unsigned row = 0; row < rows; row += 4) {
     const unsigned block = rows - row < 4 ? rows - row : 4;
@@ -56,7 +57,7 @@ void attend_halves(const AttendBlock& b) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
-    attend_rows<Isa>(b, soft, half, k_page, b.v_pages + first / 64 * b.v_page_stride, n, k_page + b.k_page_stride);
+    attend_rows<Isa, false>(b, soft, half, k_page, b.v_pages + first / 64 * b.v_page_stride, n, k_page + b.k_page_stride);
   }
 }
 
