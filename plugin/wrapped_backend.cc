@@ -115,7 +115,7 @@ enum ggml_status compute(ggml_backend_t backend, ggml_cgraph* graph) {
     return GGML_STATUS_ALLOC_FAILED;
   }
   const enum ggml_status status = s->inner->iface.graph_compute(s->inner, planned);
-  metrics_graph_done();
+  completes([] { metrics_graph_done(); });  // the step is done, whether it is counted or not
   if (status == GGML_STATUS_SUCCESS && s->plan.has_run_out_of_memory()) {
     say("no memory for working space");
     return GGML_STATUS_ALLOC_FAILED;

@@ -420,7 +420,7 @@ void shift(Cache* cache, llama_pos n) {
 }
 
 TEST_P(Sequences, Shifted) {
-  if (!is_f16()) GTEST_SKIP() << "scripts/shift_loss.sh measures what shifts cost";
+  if (!is_f16()) GTEST_SKIP() << "scripts/reliability.sh --only sequences measures what shifts cost";
   Logits results[2];
   for (const bool ours : {false, true}) {
     CacheSetup s = setup();
@@ -455,7 +455,7 @@ double mean_divergence(const Logits& from, const Logits& to) {
   return sum / static_cast<double>(from.size());
 }
 
-// For scripts/shift_loss.sh: the divergence from stock after 0, 1, 8 and 64 shifts of two tokens each.
+// For scripts/reliability.sh: the divergence from stock after 0, 1, 8 and 64 shifts of two tokens each.
 TEST(ShiftLoss, DISABLED_AfterManyShifts) {
   Logits results[2][4];
   for (const bool ours : {false, true}) {

@@ -85,3 +85,8 @@ if(EXISTS ${KVTURBO_HOST_BIN}/libllama.so AND EXISTS ${KVTURBO_GGML_SOURCE}/../i
       ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_MODEL=${f16_model};TEST_SOURCE=${PROJECT_SOURCE_DIR};OMP_WAIT_POLICY=passive;GOMP_SPINCOUNT=0;KVTURBO_LOG=quiet;KVTURBO_CODEC=${codec}")
   endforeach()
 endif()
+# The short forms of what docs/reliability.md lists.
+add_test(NAME reliability.quick COMMAND ${PROJECT_SOURCE_DIR}/scripts/reliability.sh --quick)
+set_tests_properties(reliability.quick PROPERTIES
+  TIMEOUT 600
+  ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL}")
