@@ -227,7 +227,7 @@ void store_waiting(CacheTensor* cache, WaitingKeys* waiting) {
   if (conditioner != nullptr && conditioner->is_learning()) conditioner->set_stored();
   if (n_rounded > 0) {
     say_once("a restored state has keys of another conditioning than the cells that they came into: they are rounded once more; restore it "
-             "before other requests, or with --parallel of its own, to avoid that");
+             "before other requests to avoid that");
   }
 }
 
