@@ -46,6 +46,7 @@ RecentRows::RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t
 // Without gaps.
 std::vector<RecentRows::Entry> RecentRows::entries_of(size_t stream) const {
   std::vector<Entry> entries;
+  entries.reserve(size_[stream] + kSlack);
   const int32_t* cells = cells_of(stream);
   for (size_t e = 0; e < size_[stream]; ++e) {
     if (cells[e] >= 0) entries.push_back({cells[e], sequences_[stream * capacity_ + e], static_cast<int32_t>(e), -1});
@@ -149,12 +150,19 @@ void RecentRows::grow(Batch* batch) noexcept {
 }
 
 RecentRows::Batch::Stream RecentRows::to_stream(const std::vector<Entry>& entries) {
+  const size_t n = entries.size();
   Batch::Stream plan;
-  for (const Entry& e : entries) {
-    plan.cells.push_back(e.cell);
-    plan.sequences.push_back(e.sequences);
-    plan.kept.push_back(e.source);
+  plan.cells.resize(n);
+  plan.sequences.resize(n);
+  plan.kept.resize(n);
+  bool has_moved = false;
+  for (size_t e = 0; e < n; ++e) {
+    plan.cells[e] = entries[e].cell;
+    plan.sequences[e] = entries[e].sequences;
+    plan.kept[e] = entries[e].source;
+    has_moved = has_moved || (entries[e].source >= 0 && entries[e].source != static_cast<int32_t>(e));
   }
+  if (!has_moved) plan.kept.clear();
   return plan;
 }
 
@@ -195,13 +203,15 @@ void RecentRows::plan_batch(Batch* batch, const BatchSight& sight, size_t n_firs
   for (size_t i = n_rows; i-- > 0;) {
     Batch::Row* row = &batch->rows[i];
     row->entry = row->batch_entry = -1;
-    row->is_last = written.insert(place(static_cast<size_t>(row->stream), row->cell)).second;
+    row->is_last = n_rows == 1 || written.insert(place(static_cast<size_t>(row->stream), row->cell)).second;
     if (row->is_last) most_new = std::max(most_new, ++batch->streams[static_cast<size_t>(row->stream)].n_new);
   }
   std::vector<std::vector<Entry>> lists(n_streams_);
   for (size_t s = 0; s < n_streams_; ++s) {
     lists[s] = entries_of(s);
-    std::erase_if(lists[s], [&](const Entry& e) { return written.contains(place(s, e.cell)); });
+    std::erase_if(lists[s], [&](const Entry& e) {
+      return n_rows == 1 ? batch->rows[0].stream == static_cast<int32_t>(s) && batch->rows[0].cell == e.cell : written.contains(place(s, e.cell));
+    });
   }
   for (size_t i = 0; i < n_rows; ++i) {
     const Batch::Row& row = batch->rows[i];

@@ -68,7 +68,7 @@ class RecentRows {
       size_t n_new = 0;
       std::vector<int32_t> cells;        // of the lasting list
       std::vector<Sequences> sequences;  // likewise
-      std::vector<int32_t> kept;         // where the row of each of its entries was before; -1: it is new. In their order.
+      std::vector<int32_t> kept;         // where the row of each of its entries was before, in their order; -1: new. Empty: none moves
       std::vector<int32_t> copied;       // the same for the batch's own list
     };
     std::vector<Row> rows;
