@@ -44,7 +44,7 @@ struct AttendBlock {
   unsigned n_exact;
   const uint8_t* exact_k;  // [n_exact][head_dim_k] fp16
   const uint8_t* exact_v;  // [n_exact][head_dim_v] fp16
-  unsigned n_recent, recent_window, recent_own;  // recent_own: entry of the block's first query
+  unsigned n_recent, recent_window, recent_pinned, recent_own;  // recent_own: entry of the block's first query
   const int32_t* recent_cells;
   const uint8_t* recent_k;  // [n_recent][head_dim_k] fp16
   const uint8_t* recent_v;
