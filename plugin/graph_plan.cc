@@ -9,6 +9,7 @@
 #include "metrics.h"
 #include "no_throw.h"
 #include "plugin_messages.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 namespace {
@@ -69,6 +70,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
   shared_.has_failed = shared_.has_run_out_of_memory = false;
   has_begun_ = false;
   if (graph->n_nodes == 0) return graph;
+  state_settle_all();
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
     conditioning_ = KeyConditioner::generation();
@@ -174,8 +176,14 @@ void GraphPlan::add_node(ggml_tensor* node) {
       const KeyConditioner* conditioner = task.keys.cache->conditioner();
       task.teaches = conditioner != nullptr && conditioner->is_learning() && !awaits_learning(task.keys.cache);
       for (AttendTask::Side* side : {&task.keys, &task.values}) {
-        for (const SetRowsTask& rows : set_rows_tasks_) {
-          if (rows.cache == side->cache) side->new_rows = &rows;
+        for (SetRowsTask& rows : set_rows_tasks_) {
+          if (rows.cache != side->cache) continue;
+          side->new_rows = &rows;
+          // An input of the graph, so that it is there before the graph runs.
+          const ggml_tensor* mask = node->src[3];
+          const bool is_input = mask != nullptr && mask->op == host().op.none && mask->type == GGML_TYPE_F16 && mask->ne[2] == 1;
+          rows.mask = is_input && task.takes_recent ? mask : nullptr;
+          rows.n_queries = node->src[0]->ne[1];
         }
       }
       attend_tasks_.push_back(std::move(task));
