@@ -12,6 +12,7 @@
 #include "codec_store.h"
 #include "no_throw.h"
 #include "startup_report.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 
@@ -45,6 +46,7 @@ CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image)
 }
 
 CacheTensor::~CacheTensor() {
+  state_drop(this);
   if (pages_ != nullptr) munmap(pages_, page_memory_bytes());
 }
 
@@ -84,7 +86,7 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
       }
     }
     state_ = State::kPages;
-    if (is_image_open_) image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
+    if (is_image_open_) image_set(this, 0, image_bytes(), image_);
   });
   if (!is_done) {
     drop_pages();
@@ -129,6 +131,7 @@ void CacheTensor::set_written() {
 }
 
 void CacheTensor::zero() {
+  state_drop(this);
   if (pages_ != nullptr) madvise(pages_, page_memory_bytes(), MADV_DONTNEED);
   if (conditioner_ != nullptr) conditioner_->reset();
   std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});

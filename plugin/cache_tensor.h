@@ -39,6 +39,8 @@ bool parse_cache_name(const char* name, kvt_side* side, int* layer);
 // The tensor that owns the memory of t: t itself or what it is a view of.
 inline const ggml_tensor* owner_of(const ggml_tensor* t) { return t->view_src != nullptr ? t->view_src : t; }
 
+struct WaitingKeys;  // state_rows.h
+
 class CacheTensor {
  public:
   enum class State { kUndecided, kPages, kRows };
@@ -107,6 +109,11 @@ class CacheTensor {
   // Rows written since the cache was empty; when to probe whether the codec fits them.
   ProbeSchedule& probe_schedule() { return probe_schedule_; }
 
+  // Restored keys that are not stored yet (state_rows.h); nullptr if there are none.
+  std::unique_ptr<WaitingKeys>& waiting_keys() { return waiting_keys_; }
+  // Rows restored since the last graph.
+  int64_t& n_restored() { return n_restored_; }
+
   // Everything becomes zero, and memory goes back to the system.
   void zero();
 
@@ -141,6 +148,8 @@ class CacheTensor {
   std::vector<ggml_fp16_t> exact_;  // [n_streams, n_heads, n_exact, head_dim]
   std::unique_ptr<RecentRows> recent_;
   ProbeSchedule probe_schedule_;
+  std::unique_ptr<WaitingKeys> waiting_keys_;
+  int64_t n_restored_ = 0;
 };
 
 }  // namespace kvt::plugin
