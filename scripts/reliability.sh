@@ -13,8 +13,8 @@ source scripts/cache_folder.sh
 #     name          minutes  quick seconds (0: not in --quick)  what
 parts=(
   "sequences        20       0     sequences and saved states with all codecs; what context shifts cost"
-  "drafts           20       40    speculative decoding: a draft model, n-grams, rollback"
-  "faults           15       25    an end under load, a full disk, torn files, a small address space"
+  "drafts           20       60    speculative decoding: a draft model, n-grams, rollback"
+  "faults           15       40    an end under load, a full disk, torn files, a small address space"
   "rpc              15        0    layers split over two RPC servers; one of them dies"
   "backend_ops      15       10    llama.cpp's test-backend-ops on our device"
   "server_suite     30        0    llama-server's own tests, with and without the plug-in"
