@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_bench_engine.h"
 #include "cuda_bench_pool.h"
 
 namespace {
@@ -26,7 +27,7 @@ struct Shape {
 };
 
 struct Options {
-  bool decode = true, encode = true, sustained = false, quick = false;
+  bool decode = true, encode = true, engine = true, sustained = false, quick = false;
   std::string codec;          // only this one beside f16
   std::vector<Shape> shapes;  // instead of the table's
 };
@@ -287,8 +288,9 @@ void bench_encode(const Options& options) {
 int usage() {
   std::fprintf(
       stderr,
-      "usage: kvturbo_cuda_bench [--quick] [--decode | --encode | --sustained] [--codec NAME] [--shape B,CELLS,G,N_Q]...\n"
-      "  Tables of decode attention over f16 and of encoding; --sustained: seconds of one kernel, at the power limit.\n");
+      "usage: kvturbo_cuda_bench [--quick] [--decode | --encode | --engine | --sustained] [--codec NAME] [--shape B,CELLS,G,N_Q]...\n"
+      "  Tables of decode attention over f16, of encoding, and of an engine's step; --sustained: seconds of one kernel, at the power "
+      "limit.\n");
   return 2;
 }
 
@@ -301,12 +303,14 @@ int main(int argc, char** argv) {
     if (arg == "--quick") {
       options.quick = true;
     } else if (arg == "--decode") {
-      options.encode = false;
+      options.encode = options.engine = false;
     } else if (arg == "--encode") {
-      options.decode = false;
+      options.decode = options.engine = false;
+    } else if (arg == "--engine") {
+      options.decode = options.encode = false;
     } else if (arg == "--sustained") {
       options.sustained = true;
-      options.decode = options.encode = false;
+      options.decode = options.encode = options.engine = false;
     } else if (arg == "--shape" && i + 1 < argc) {
       Shape s{};
       if (std::sscanf(argv[++i], "%u,%u,%u,%u", &s.n_streams, &s.n_cells, &s.n_group, &s.n_queries) != 4) return usage();
@@ -332,6 +336,7 @@ int main(int argc, char** argv) {
               device.l2CacheSize >> 20, driver / 1000, driver % 1000 / 10);
   if (options.decode) bench_decode(options, false);
   if (options.encode) bench_encode(options);
+  if (options.engine) bench_engine(chosen_codecs(options));
   if (options.sustained) bench_decode(options, true);
   return 0;
 }

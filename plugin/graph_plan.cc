@@ -99,9 +99,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
 // What changes from step to step although the graph is the same: the newest rows.
 bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
-  ++counters().graphs;
   for (SetRowsTask& task : set_rows_tasks_) {
-    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     plan_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];
@@ -117,10 +115,12 @@ bool GraphPlan::begin_step() {
   for (AttendTask& task : attend_tasks_) plan_attend(&task);
   // Nothing fails from here on, so the lists of the newest rows change together.
   has_begun_ = true;
+  ++counters().graphs;
   // The library's counters, which a step that failed may have left in the middle.
   if (shared_.attend_workspace != nullptr) std::memset(shared_.attend_workspace, 0, kAlignment);
   for (SetRowsTask& task : set_rows_tasks_) {
     task.batch.memory = batch_rows_[task.cache->side()].get();
+    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     begin_set_rows(&task);
   }
   for (AttendTask& task : attend_tasks_) {

@@ -18,7 +18,7 @@ namespace kvt_test {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr uint32_t kPoolPages = 24;
+constexpr uint32_t kPoolPages = 24, kMeanCells = 64;
 
 struct Case {
   kvt_codec_id codec = KVT_CODEC_HYBRID;
@@ -264,6 +264,13 @@ class Problem {
     for (size_t i = 0; i < size_t{c_.n_kv_heads} * c_.d_k; ++i)
       key_scale_.push_back(0.5f + static_cast<float>(splitmix64(36, i) % 100) / 80.0f);
     d_key_scale_ = std::make_unique<DeviceArray<float>>(key_scale_);
+    n_means_ = (max_cells_ + kMeanCells - 1) / kMeanCells;
+    for (size_t i = 0; i < size_t{n_streams_} * c_.n_kv_heads * n_means_; ++i)  // every 7th run has no mean
+      mean_unit_.push_back(i % 7 == 3 ? -1.0f : 0.004f + static_cast<float>(splitmix64(41, i) % 64) / 10000.0f);
+    for (size_t i = 0; i < mean_unit_.size() * c_.d_k; ++i)
+      key_mean_.push_back(mean_unit_[i / c_.d_k] < 0 ? int8_t{0} : static_cast<int8_t>(splitmix64(40, i) % 255 - 127));
+    d_key_mean_ = std::make_unique<DeviceArray<int8_t>>(key_mean_);
+    d_mean_unit_ = std::make_unique<DeviceArray<float>>(mean_unit_);
     if (c_.n_exact > 0) {
       const size_t n = size_t{n_streams_} * c_.n_kv_heads * c_.n_exact;
       exact_k_ = to_halves(gaussian_rows(37, n, c_.d_k));
@@ -317,18 +324,33 @@ class Problem {
     a.out_stream_stride = c_.n_queries * a.out_query_stride;
     if (c_.key_scale) a.key_scale = d_key_scale_->get();
     a.key_scale_head_stride = c_.d_k * sizeof(float);
-    a.n_exact = c_.n_exact;
+    if (c_.key_scale) {
+      a.key_mean = d_key_mean_->get();
+      a.key_mean_head_stride = size_t{n_means_} * c_.d_k;
+      a.key_mean_stream_stride = c_.n_kv_heads * a.key_mean_head_stride;
+      a.key_mean_unit = d_mean_unit_->get();
+      a.key_mean_unit_head_stride = n_means_ * sizeof(float);
+      a.key_mean_unit_stream_stride = c_.n_kv_heads * a.key_mean_unit_head_stride;
+      a.mean_cells = kMeanCells;
+    }
     if (c_.n_exact > 0) {
-      a.exact_k = d_exact_k_->get();
-      a.exact_k_head_stride = c_.n_exact * c_.d_k * 2;
-      a.exact_k_stream_stride = c_.n_kv_heads * a.exact_k_head_stride;
-      a.exact_v = d_exact_v_->get();
-      a.exact_v_head_stride = c_.n_exact * c_.d_v * 2;
-      a.exact_v_stream_stride = c_.n_kv_heads * a.exact_v_head_stride;
+      fill_exact(&exact_rows_k_, *d_exact_k_, c_.d_k);
+      fill_exact(&exact_rows_v_, *d_exact_v_, c_.d_v);
+      a.exact_k = &exact_rows_k_;
+      a.exact_v = &exact_rows_v_;
     }
   }
 
-  // Element i of a cell's row.
+  void fill_exact(kvt_cuda_exact_rows* rows, const DeviceArray<uint16_t>& first, uint32_t d) const {
+    rows->struct_size = sizeof *rows;
+    rows->n_streams = n_streams_;
+    rows->n_first = c_.n_exact;
+    rows->first = first.get();
+    rows->first_head_stride = c_.n_exact * d * 2;
+    rows->first_stream_stride = c_.n_kv_heads * rows->first_head_stride;
+  }
+
+  // Element i of a cell's row: decoded, or raw if it is exact.
   double element(const Pool& pool, const std::vector<uint16_t>& exact, uint32_t d, uint32_t s, uint32_t head, uint32_t cell,
                  uint32_t i) const {
     if (cell < c_.n_exact) return half_value(exact[((size_t{s} * c_.n_kv_heads + head) * c_.n_exact + cell) * d + i]);
@@ -348,8 +370,12 @@ class Problem {
       if (mask == -kInfinity) continue;
       double x = 0;
       for (uint32_t i = 0; i < c_.d_k; ++i) {
-        x += static_cast<double>(q[i]) * static_cast<double>(c_.key_scale ? key_scale_[kv_head * c_.d_k + i] : 1.0f) *
-             element(k_, exact_k_, c_.d_k, s, kv_head, cell, i);
+        const bool is_coded = cell >= c_.n_exact;
+        const double scale = static_cast<double>(c_.key_scale && is_coded ? key_scale_[kv_head * c_.d_k + i] : 1.0f);
+        const size_t run = (size_t{s} * c_.n_kv_heads + kv_head) * n_means_ + cell / kMeanCells;
+        const double mean =
+            c_.key_scale && is_coded ? std::max(0.0, static_cast<double>(mean_unit_[run])) * static_cast<double>(key_mean_[run * c_.d_k + i]) : 0.0;
+        x += static_cast<double>(q[i]) * (scale * element(k_, exact_k_, c_.d_k, s, kv_head, cell, i) + mean);
       }
       x *= static_cast<double>(args_.scale);
       if (c_.softcap > 0) x = static_cast<double>(c_.softcap) * std::tanh(x / static_cast<double>(c_.softcap));
@@ -383,13 +409,17 @@ class Problem {
   std::vector<int32_t> table_;
   DeviceArray<uint8_t> k_pages_, v_pages_;
   DeviceArray<int32_t> d_table_, lengths_;
-  std::vector<float> q_, slopes_, sinks_, key_scale_;
+  std::vector<float> q_, slopes_, sinks_, key_scale_, mean_unit_;
+  std::vector<int8_t> key_mean_;
+  uint32_t n_means_ = 0;
   std::vector<uint8_t> q_bytes_;
   std::vector<uint16_t> mask_, exact_k_, exact_v_;
   size_t element_bytes_ = 4, out_pitch_ = 0, mask_pitch_ = 0, workspace_bytes_ = 0;
   std::unique_ptr<DeviceArray<uint8_t>> d_q_, d_out_, workspace_;
   std::unique_ptr<DeviceArray<uint16_t>> d_mask_, d_exact_k_, d_exact_v_;
-  std::unique_ptr<DeviceArray<float>> d_slopes_, d_sinks_, d_key_scale_;
+  std::unique_ptr<DeviceArray<float>> d_slopes_, d_sinks_, d_key_scale_, d_mean_unit_;
+  std::unique_ptr<DeviceArray<int8_t>> d_key_mean_;
+  kvt_cuda_exact_rows exact_rows_k_{}, exact_rows_v_{};
   kvt_cuda_attention args_{};
 };
 
@@ -439,6 +469,25 @@ TEST_F(CudaAttend, GroupsAndQueries) {
                .lengths = {330, 70, 3},
                .causal = true});
       }
+    }
+  }
+}
+
+// More runs of cells than a block holds the means of at a time; units end in the middle of shares.
+TEST_F(CudaAttend, ManyMeans) {
+  for (const kvt_codec_id codec : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
+    for (const auto& [n_group, n_queries] : {std::pair{1u, 1u}, {4u, 3u}, {16u, 8u}}) {
+      std::vector<int32_t> lengths(32, 24000);
+      lengths[3] = 23017;
+      check({.codec = codec,
+             .n_kv_heads = 1,
+             .n_group = n_group,
+             .n_queries = n_queries,
+             .lengths = lengths,
+             .causal = true,
+             .key_scale = true,
+             .n_exact = 4,
+             .checked_streams = {3}});
     }
   }
 }
@@ -524,7 +573,7 @@ TEST_F(CudaAttend, RemovedCellsDoNotLeak) {
       }
     };
     for (uint32_t cell = 0; cell < 128; ++cell) {
-      if (cell >= problem.args().n_exact && cell < 100) continue;
+      if (cell >= problem.shape().n_exact && cell < 100) continue;
       if (problem.page_of(0, 0) == problem.page_of(0, 64)) break;  // one page twice: its cells are seen
       poison(k, problem.args().k_page_stride, kvt_page_bytes_for(codec, KVT_KEY, 128), codec == KVT_CODEC_HYBRID ? 2 : 1, cell);
       poison(v, problem.args().v_page_stride, kvt_page_bytes_for(codec, KVT_VALUE, 128), 1, cell);
@@ -595,7 +644,13 @@ TEST_F(CudaAttend, RefusesBadArguments) {
   EXPECT_EQ(status([](auto& a) { a.scale = -1; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](auto& a) { a.k_pages = static_cast<const char*>(a.k_pages) + 4; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](auto& a) { a.v_page_stride = 16; }), KVT_ERROR_INVALID_ARGUMENT);
-  EXPECT_EQ(status([](auto& a) { a.n_exact = 3; }), KVT_ERROR_INVALID_ARGUMENT);
+  kvt_cuda_exact_rows rows{};
+  rows.struct_size = sizeof rows;
+  rows.n_streams = 1;
+  EXPECT_EQ(status([&](auto& a) { a.exact_k = a.exact_v = &rows; }), KVT_OK);
+  EXPECT_EQ(status([&](auto& a) { a.exact_k = &rows; }), KVT_ERROR_INVALID_ARGUMENT);
+  rows.n_first = 3;
+  EXPECT_EQ(status([&](auto& a) { a.exact_k = a.exact_v = &rows; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(kvt_cuda_attend(&problem.args(), problem.workspace().get(), 64, nullptr), KVT_ERROR_DST_TOO_SMALL);
   EXPECT_EQ(kvt_cuda_attend(&problem.args(), nullptr, 1 << 20, nullptr), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(kvt_cuda_attend_workspace_bytes(nullptr), 0u);

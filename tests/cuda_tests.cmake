@@ -1,6 +1,6 @@
 # Tests of the CUDA kernels: run where there is a GPU, skip elsewhere. Static but for the C library, so that scripts/cuda.sh can carry them
 # to a machine that has a GPU and no compiler.
-foreach(name cuda_encode cuda_attend)
+foreach(name cuda_encode cuda_cache cuda_attend cuda_step)
   add_executable(${name}_test ${CMAKE_CURRENT_LIST_DIR}/${name}_test.cc)
   target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/src ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   target_link_libraries(${name}_test PRIVATE kvturbo_cuda kvturbo_warnings GTest::gtest_main Threads::Threads)

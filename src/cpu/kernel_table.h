@@ -69,6 +69,11 @@ struct KernelTable {
   void (*halves_to_floats)(const uint8_t* from, size_t n, float* to);
   // Fills the state of a block.
   void (*attend)(const AttendBlock& block);
+  // What attend's scores are made of, for tests: sums[row][token] of (level + kLevelOffset) * query over a page of keys, and in the second
+  // half of sketch signs, if the codec has them, times sketch_query. At most 4 rows [n_rows][head_dim]; sums: [2][4][64].
+  // decodes_in_registers: as for few rows, without the scratch that many rows share; ignored where there is no such way.
+  void (*sum_keys)(const SideLayout& key, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+                   bool decodes_in_registers, uint8_t* scratch, int32_t* sums);
   // out[head_dim] <- (1 / denominator) * R^T acc, scaled to values; acc is overwritten.
   void (*finish_row)(const SideLayout& value, float* acc, float denominator, float* out);
 };

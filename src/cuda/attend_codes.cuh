@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "cuda/launch_overlapped.cuh"
+#include "cuda/mean_scores.cuh"
 #include "cuda/query_operands.cuh"
 #include "cuda/row_visibility.cuh"
 #include "cuda/work_split.cuh"
@@ -149,7 +150,7 @@ __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stre
     const int cell = first_cell + t / 4 * 16 + t % 4;
     __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
     if (__hisnan(norm)) is_nan |= 1u << t;
-    if (cell >= cells || cell < static_cast<int>(call.args.n_exact) || __hisnan(norm)) norm = __ushort_as_half(0);
+    if (cell >= cells || cell < static_cast<int>(call.exact_k.n_first) || __hisnan(norm)) norm = __ushort_as_half(0);
   }
 #pragma unroll 1
   for (int b = 0; b < Shape::kRowBlocks; ++b) {
@@ -159,6 +160,50 @@ __device__ __noinline__ void restrict_page(const AttendCall& call, uint32_t stre
       const float s = view.score(score[b][t], first_cell + t / 4 * 16 + t % 4);
       score[b][t] = (is_nan >> t & 1u) && s != -INFINITY ? NAN : s;
     }
+  }
+}
+
+// The same by a prepared step: `bits` are those of the page. A lane's four tokens of a tile are neighbours in the mask.
+template <class Shape>
+__device__ __noinline__ void restrict_step_page(const AttendCall& call, uint32_t stream, uint32_t head, int page, uint32_t bits,
+                                                int first_row, int r, int c, float (&score)[Shape::kRowBlocks][16],
+                                                ValueNorms& norms) {
+  const kvt_cuda_attention& a = call.args;
+  const StepShape& shape = call.step_shape;
+  uint2 mask[Shape::kRowBlocks][4];
+#pragma unroll
+  for (int b = 0; b < Shape::kRowBlocks; ++b) {
+    const uint32_t row = first_row + 8 * b + r, query = row / a.n_group;
+    const bool sees = row < call.n_rows && (bits >> query & 1u), sees_all = sees && (bits >> (8 + query) & 1u);
+    const char* from = call.step + shape.mask_offset() +
+                       ((static_cast<size_t>(stream) * a.n_queries + query) * shape.n_pages() + page) * 128 + 8 * c;
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      mask[b][tile] = sees && !sees_all ? *reinterpret_cast<const uint2*>(from + 32 * tile)
+                      : sees            ? make_uint2(0, 0)
+                                        : make_uint2(0xfc00fc00u, 0xfc00fc00u);
+    }
+  }
+  uint32_t is_seen = 0;  // bit t: some row sees token t of the lane
+#pragma unroll
+  for (int b = 0; b < Shape::kRowBlocks; ++b) {
+    const RowView view(call, stream, head, first_row + 8 * b + r, 0);
+#pragma unroll
+    for (int t = 0; t < 16; ++t) {
+      const float bias = __half2float(reinterpret_cast<const __half*>(&mask[b][t / 4])[t % 4]);
+      score[b][t] = view.finish(score[b][t], bias);
+      if (bias != -INFINITY) {
+        is_seen |= 1u << t;
+        if (__hisnan(reinterpret_cast<const __half*>(norms.norm)[t])) score[b][t] = NAN;
+      }
+    }
+  }
+#pragma unroll
+  for (int distance = 4; distance < 32; distance *= 2) is_seen |= __shfl_xor_sync(0xffffffffu, is_seen, distance);
+#pragma unroll
+  for (int t = 0; t < 16; ++t) {
+    __half& norm = reinterpret_cast<__half*>(norms.norm)[t];
+    if (!(is_seen >> t & 1u) || __hisnan(norm)) norm = __ushort_as_half(0);
   }
 }
 
@@ -196,6 +241,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   const char *key_unit = nullptr, *value_unit = nullptr;
   const int32_t* table = nullptr;
   int next = share_first + page_warp, number = 0;
+  uint32_t next_bits = 0;
+  StepBits bits_ahead;
   auto move_ahead = [&](int n) {
     if (next >= share_end) return;
     ahead.page += n;
@@ -206,11 +253,17 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride;
       table =
           args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
+      bits_ahead.restart();
     }
     number = table == nullptr ? ahead.page : table[ahead.page];
+    next_bits = bits_ahead.next(StepPages(call, ahead.stream), ahead.page, n_page_warps, ahead.n_pages);
   };
   auto request = [&] {
     if (row_warp != 0) return;
+    while (next < share_end && !StepPages::is_seen(next_bits)) {
+      next += n_page_warps;
+      move_ahead(n_page_warps);
+    }
     ring.request(next < share_end, key_unit + number * args.k_page_stride, value_unit + number * args.v_page_stride);
     next += n_page_warps;
     move_ahead(n_page_warps);
@@ -221,40 +274,65 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   }
 
   SoftmaxState<kRowBlocks, Shape::kTiles> state;
+  const bool has_means = call.means.codes != nullptr;
+  MeanScores<Shape> means;
   const int magic_start[2] = {static_cast<int>(keep_in_register(kMagicBits)), static_cast<int>(keep_in_register(kMagicBits))};
   int p = share_first + page_warp;
   for (int segment = share_first; segment < share_end;) {
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const PlainPages plain(call, cells);
+    const StepPages step_pages(call, here.stream);
+    StepBits bits_here;
     int row_end[kRowBlocks];
 #pragma unroll
     for (int b = 0; b < kRowBlocks; ++b) row_end[b] = visible_end(call, first_row + 8 * b + r, cells);
     __syncthreads();  // the queries of the unit before are no longer read
     queries.prepare(call, here.stream, here.head, base_row);
+    // Up to where the means that are held reach; without means, all of it.
+    int part_end = segment_end;
+    const int to_page = here.page - segment;  // from places in the list to pages of the unit
+    if (has_means) part_end = means.hold(call, here.stream, here.head, base_row, here.page, segment_end + to_page, combine_area) - to_page;
     __syncthreads();
     QueryOperands<Codes, Shape> q;
     q.load(queries, first_row - base_row, r, c);
     state.clear();
 
-    for (; p < segment_end; p += n_page_warps) {
+    for (;; p += n_page_warps) {
+      while (p >= part_end && part_end < segment_end) {  // for all warps alike
+        __syncthreads();
+        part_end = means.hold(call, here.stream, here.head, base_row, part_end + to_page, segment_end + to_page, combine_area) - to_page;
+        __syncthreads();
+      }
+      if (p >= segment_end) break;
+      const int page_in_unit = p + to_page;
+      const uint32_t bits = bits_here.next(step_pages, page_in_unit, n_page_warps, here.n_pages);
+      if (!StepPages::is_seen(bits)) continue;
       const char* page = ring.wait();
       const char* value_page = page + Shape::kKeyBytes;
-      float score[kRowBlocks][16], factor[kRowBlocks];
+      float score[kRowBlocks][16], factor[kRowBlocks], mean[kRowBlocks];  // base-2 scores are score * factor + mean
       score_page<Codes, Shape>(q, key_table, page, r, c, score);
       ValueNorms norms;
       norms.load(value_page + 2 * Shape::kGroupBytes, c);
 #pragma unroll
-      for (int b = 0; b < kRowBlocks; ++b) factor[b] = q.factor[b];
-      const int page_in_unit = here.page + (p - segment);
-      if (!plain.has(page_in_unit)) {
+      for (int b = 0; b < kRowBlocks; ++b) {
+        factor[b] = q.factor[b];
+        mean[b] = 0.0f;
+      }
+      if (has_means) {
+        const float* scores = means.at_page(call, page_in_unit, combine_area) + row_warp * Shape::kRows + r;
+#pragma unroll
+        for (int b = 0; b < kRowBlocks; ++b) mean[b] = scores[8 * b];
+      }
+      if (!plain.has(page_in_unit) || !step_pages.is_whole(bits)) {
 #pragma unroll
         for (int b = 0; b < kRowBlocks; ++b) {
 #pragma unroll
-          for (int t = 0; t < 16; ++t) score[b][t] *= factor[b];
+          for (int t = 0; t < 16; ++t) score[b][t] = fmaf(score[b][t], factor[b], mean[b]);
           factor[b] = 1.0f;
+          mean[b] = 0.0f;
         }
         if (!plain.extras && !__any_sync(0xffffffffu, isnan(norms.largest()))) {
-          clip_page<Shape>(page_in_unit * static_cast<int>(kPageTokens) + 4 * c, static_cast<int>(args.n_exact), cells, row_end,
+          clip_page<Shape>(page_in_unit * static_cast<int>(kPageTokens) + 4 * c, static_cast<int>(call.exact_k.n_first), cells, row_end,
                            score, norms);
         } else {
           // Copies: what a call may write lies in memory, and the originals must stay in registers.
@@ -265,7 +343,11 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 #pragma unroll
             for (int t = 0; t < 16; ++t) restricted[b][t] = score[b][t];
           }
-          restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
+          if (call.step != nullptr) {
+            restrict_step_page<Shape>(call, here.stream, here.head, page_in_unit, bits, first_row, r, c, restricted, kept);
+          } else {
+            restrict_page<Shape>(call, here.stream, here.head, page_in_unit, cells, first_row, r, c, restricted, kept);
+          }
           norms = kept;
 #pragma unroll
           for (int b = 0; b < kRowBlocks; ++b) {
@@ -274,14 +356,15 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           }
         }
       }
-      float largest[kRowBlocks];
+      float largest[kRowBlocks], largest_of_codes[kRowBlocks];  // with and without the mean
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
         largest[b] = score[b][0];
 #pragma unroll
         for (int t = 1; t < 16; ++t) largest[b] = fmaxf(largest[b], score[b][t]);
         largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 1));
-        largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 2)) * factor[b];
+        largest_of_codes[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 2)) * factor[b];
+        largest[b] = largest_of_codes[b] + mean[b];
       }
       const float largest_norm = norms.largest();
       state.make_room(largest);
@@ -293,7 +376,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
         const bool removed = largest[b] == -INFINITY;  // the whole page
-        const float base = removed ? 0.0f : largest[b],
+        const float base = removed ? 0.0f : largest_of_codes[b],
                     page_weight = removed ? 0.0f : exp2_fast(largest[b] - state.reference[b]);
         fold[b] = page_weight * largest_norm * (1.0f / 255.0f);
         float sum = 0;

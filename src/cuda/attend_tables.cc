@@ -41,6 +41,15 @@ AttendCall make_attend_call(const SideLayout& key, const SideLayout& value, cons
   AttendCall call{};
   call.args = args;
   call.n_rows = args.n_group * args.n_queries;
+  if (args.exact_k != nullptr) {
+    call.exact_k = *args.exact_k;
+    call.exact_v = *args.exact_v;
+  }
+  call.means = make_key_means(args);
+  call.mean_pages = static_cast<int>(args.mean_cells / kPageTokens);
+  call.mean_factor = args.scale * std::numbers::log2e_v<float>;
+  call.step = static_cast<const char*>(args.step);
+  call.step_shape = {args.n_streams, args.n_queries, args.max_cells, call.exact_k.n_first + args.recent_window};
   if (key.table == nullptr) return call;
   const auto d_k = static_cast<float>(key.head_dim);
   const float score_scale = args.scale * std::numbers::log2e_v<float>;

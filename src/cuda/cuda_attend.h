@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "cuda/key_means.h"
+#include "cuda/step_layout.h"
 #include "format/page_layout.h"
 #include "kvturbo/kvturbo_cuda.h"
 
@@ -13,9 +15,14 @@ namespace kvt::cuda {
 
 struct AttendCall {
   kvt_cuda_attention args;
+  kvt_cuda_exact_rows exact_k, exact_v;  // copies; none: n_first and capacity are 0
   uint32_t n_rows;       // query rows of one kv head: row = query * n_group + head in group
   uint32_t n_blocks;     // blocks that share the pages
   uint32_t n_row_warps;  // warps of a block that read one page, each for its own rows (or, f16 256, its part of the value)
+
+  // A prepared step, or null.
+  const char* step;
+  StepShape step_shape;
 
   // Partial results, one for each (block, unit) pair that meets; unit = stream * n_kv_heads + head; slot = block + unit.
   float* partial_acc;  // [n_slots, n_rows, head_dim_v], sums of weight * value, rotated and in units of value_factor for code
@@ -26,6 +33,9 @@ struct AttendCall {
   // Code pages.
   float score_factor;                     // base-2 score = score_factor * unit * norm * <q8, level>
   float sketch_factor;                    // and sketch_factor * sketch unit * residual * <q8', 64 s>
+  KeyMeans means;
+  int mean_pages;                         // of a run
+  float mean_factor;                      // base-2 score of a mean = mean_factor * unit * <q, codes>
   float value_factor;                     // step / head_dim_v
   uint32_t key_bytes[8], value_bytes[4];  // level tables as byte-permute operands, code_bytes.cuh
   uint32_t signs[2][8];                   // bit i: coordinate i is negated (rotation, sketch)

@@ -44,12 +44,17 @@ __device__ __forceinline__ float hartley_entry(int m, int k) {  // rotation_tabl
   return m == 3 ? k3[k] : m == 5 ? k5[k] : k7[k];
 }
 
-// x <- (C_m (x) H_p) D x, unnormalised. signs: bit i flips x[i].
+// signs: bit i flips x[i].
 template <int N>
-__device__ __forceinline__ void rotate_forward(uint32_t signs, int lane, float (&x)[N]) {
-  constexpr int kDim = 16 * N, kPower = kDim & -kDim, kOdd = kDim / kPower, kRun = kPower / 16;
+__device__ __forceinline__ void flip_row(uint32_t signs, float (&x)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) x[i] = __uint_as_float(__float_as_uint(x[i]) ^ (signs >> i << 31));
+}
+
+// x <- (C_m (x) H_p) x, unnormalised; symmetric.
+template <int N>
+__device__ __forceinline__ void transform_row(int lane, float (&x)[N]) {
+  constexpr int kDim = 16 * N, kPower = kDim & -kDim, kOdd = kDim / kPower, kRun = kPower / 16;
 #pragma unroll
   for (int distance = 1; distance < 16; distance *= 2) {
     const float sign = (lane & distance) ? -1.0f : 1.0f;  // the upper of two lanes takes a - b; the product is exact
@@ -84,6 +89,12 @@ __device__ __forceinline__ void rotate_forward(uint32_t signs, int lane, float (
       }
     }
   }
+}
+
+template <int N>
+__device__ __forceinline__ void rotate_forward(uint32_t signs, int lane, float (&x)[N]) {
+  flip_row(signs, x);
+  transform_row(lane, x);
 }
 
 __device__ __forceinline__ uint16_t stored_norm(float n) {

@@ -9,12 +9,13 @@ namespace {
 template <int kBits, bool kResidual>
 struct ScalarQuantiser {
   static constexpr bool kHasResidual = kResidual;
+  static constexpr int kMinBlocks = 1;
   struct Shared {};
 
   // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank
   // conflicts.
   template <int N>
-  __device__ static void run(const EncodeTables& tables, Shared&, int, const float (&y)[N], uint8_t (&codes)[N],
+  __device__ static void run(const EncodeTables& tables, Shared&, int, bool, const float (&y)[N], uint8_t (&codes)[N],
                              float (&quantised)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -28,18 +29,14 @@ struct ScalarQuantiser {
   }
 };
 
-template <int kDim, bool kKey, class Quantiser>
-__global__ void __launch_bounds__(kEncodeThreads) encode_scalar_kernel(const __grid_constant__ EncodeCall call) {
-  __shared__ EncodedRows<kDim> rows;
-  __shared__ EncodeTables tables;
-  if (threadIdx.x < 32) {
-    tables.tree[threadIdx.x] = call.tables.tree[threadIdx.x];
-    tables.value[threadIdx.x] = call.tables.value[threadIdx.x];
-  }
-  __syncthreads();
-  typename Quantiser::Shared none;
-  encode_block<kDim, kKey, Quantiser>(call, tables, none, rows);
-}
+template <int, bool kKey>
+struct HybridQuantiser {
+  using type = std::conditional_t<kKey, ScalarQuantiser<3, true>, ScalarQuantiser<3, false>>;
+};
+template <int, bool kKey>
+struct Scalar43Quantiser {
+  using type = std::conditional_t<kKey, ScalarQuantiser<4, false>, ScalarQuantiser<3, false>>;
+};
 
 __device__ __forceinline__ uint32_t half_bits(float x, bool& refused) {
   refused = refused || !(fabsf(x) <= 65504.0f);
@@ -50,10 +47,11 @@ __device__ __forceinline__ uint32_t half_bits(float x, bool& refused) {
 __global__ void __launch_bounds__(kEncodeThreads) encode_halves_kernel(const __grid_constant__ EncodeCall call) {
   const uint32_t row = blockIdx.x * (kEncodeThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= call.n_rows) return;
-  const int64_t cell = call.cells[row];
+  const auto [cell, stream] = place_of_row(call, row);
   if (cell < 0) return;
-  const char* src = call.src + row * call.src_row_stride + blockIdx.y * call.src_head_stride;
-  auto* dst = reinterpret_cast<uint32_t*>(page_of(call, cell) + static_cast<size_t>(cell % kPageTokens) * call.head_dim * 2);
+  const char* src = call.src + source_offset(call, row, blockIdx.y);
+  auto* dst =
+      reinterpret_cast<uint32_t*>(page_of(call, stream, cell) + static_cast<size_t>(cell % kPageTokens) * call.head_dim * 2);
   float x[kMaxHeadDim / 64][2];
 #pragma unroll
   for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
@@ -61,6 +59,18 @@ __global__ void __launch_bounds__(kEncodeThreads) encode_halves_kernel(const __g
     if (at >= call.head_dim) continue;
     x[i][0] = load_element(src, call.src_type, at);
     x[i][1] = load_element(src, call.src_type, at + 1);
+  }
+  if (call.unchanged != nullptr) {
+    const char* before = call.unchanged + source_offset(call, row, blockIdx.y);
+    bool differs = false;
+#pragma unroll
+    for (uint32_t i = 0; i < kMaxHeadDim / 64; ++i) {
+      const uint32_t at = 64 * i + 2 * lane;
+      if (at >= call.head_dim) continue;
+      differs = differs || __float_as_uint(x[i][0]) != __float_as_uint(load_element(before, call.src_type, at)) ||
+                __float_as_uint(x[i][1]) != __float_as_uint(load_element(before, call.src_type, at + 1));
+    }
+    if (!__any_sync(kFullWarp, differs)) return;
   }
   bool refused = false;
 #pragma unroll
@@ -77,18 +87,11 @@ void launch_encode_halves(const EncodeCall& call, cudaStream_t stream) {
   encode_halves_kernel<<<dim3((call.n_rows + kRows - 1) / kRows, call.n_kv_heads), kEncodeThreads, 0, stream>>>(call);
 }
 
-void launch_encode_scalar(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream) {
-  const dim3 grid = encode_grid(call);
-  for_head_dim(call.head_dim, [&](auto dim) {
-    constexpr int kDim = decltype(dim)::value;
-    if (layout.side == KVT_VALUE) {
-      encode_scalar_kernel<kDim, false, ScalarQuantiser<3, false>><<<grid, kEncodeThreads, 0, stream>>>(call);
-    } else if (layout.has_residual) {
-      encode_scalar_kernel<kDim, true, ScalarQuantiser<3, true>><<<grid, kEncodeThreads, 0, stream>>>(call);
-    } else {
-      encode_scalar_kernel<kDim, true, ScalarQuantiser<4, false>><<<grid, kEncodeThreads, 0, stream>>>(call);
-    }
-  });
+void launch_encode_hybrid(EncodePair& pair, cudaStream_t stream, bool overlap) {
+  launch_encode_dims<HybridQuantiser>(pair, stream, overlap);
+}
+void launch_encode_scalar43(EncodePair& pair, cudaStream_t stream, bool overlap) {
+  launch_encode_dims<Scalar43Quantiser>(pair, stream, overlap);
 }
 
 }  // namespace kvt::cuda

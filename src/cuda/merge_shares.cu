@@ -19,10 +19,10 @@ template <int N>
 struct Accumulated {
   float largest = -INFINITY, sum = 0, v[N] = {}, exact[N] = {};
 
-  // Makes room for a score; returns its weight.
-  __device__ float admit(float score) {
+  // Makes room for scores up to this one.
+  __device__ void admit(float score) {
     const float grown = fmaxf(largest, score), keep = largest == -INFINITY ? 0.0f : exp2_fast(largest - grown);
-    if (grown == -INFINITY) return score == -INFINITY ? 0.0f : score;  // NaN
+    if (grown == -INFINITY) return;
     largest = grown;
     sum *= keep;
 #pragma unroll
@@ -30,37 +30,100 @@ struct Accumulated {
       v[i] *= keep;
       exact[i] *= keep;
     }
-    return exp2_fast(score - grown);
+  }
+  // Of an admitted score. NaN stays so.
+  __device__ float weight(float score) const { return score == -INFINITY ? 0.0f : exp2_fast(score - largest); }
+};
+
+// Rows that a query attends in fp16: of a prepared step its list, else the first rows that it sees.
+struct ExactRows {
+  const ExactEntry* listed;
+  int count, n_first;
+  const char *first_k, *first_v, *ring_k, *ring_v;
+
+  __device__ ExactRows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t query, int row_end) {
+    n_first = static_cast<int>(call.exact_k.n_first);
+    listed = nullptr;
+    count = min(n_first, max(row_end, 0));
+    if (call.step != nullptr) {
+      const size_t at = static_cast<size_t>(stream) * call.args.n_queries + query;
+      listed = reinterpret_cast<const ExactEntry*>(call.step + call.step_shape.entries_offset()) + at * call.step_shape.n_listed;
+      count = static_cast<int>(call.step_shape.n_listed);
+    }
+    const auto of_head = [&](const uint16_t* rows, size_t stream_stride, size_t head_stride) {
+      return reinterpret_cast<const char*>(rows) + stream * stream_stride + head * head_stride;
+    };
+    first_k = of_head(call.exact_k.first, call.exact_k.first_stream_stride, call.exact_k.first_head_stride);
+    first_v = of_head(call.exact_v.first, call.exact_v.first_stream_stride, call.exact_v.first_head_stride);
+    ring_k = of_head(call.exact_k.ring, call.exact_k.ring_stream_stride, call.exact_k.ring_head_stride);
+    ring_v = of_head(call.exact_v.ring, call.exact_v.ring_stream_stride, call.exact_v.ring_head_stride);
+  }
+  template <int kDim>
+  __device__ static const char* row_of(const char* first, const char* ring, int n_first, int row) {
+    return row < n_first ? first + static_cast<size_t>(row) * kDim * 2 : ring + static_cast<size_t>(row - n_first) * kDim * 2;
   }
 };
 
+// Several rows a warp at a time, usually all that it has, so that their latencies overlap.
 template <int kMergers, int kDimK, int N, class Row>
 __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp,
                                   int lane, Accumulated<N>& total) {
+  constexpr int kBatch = 8, kPairs = kDimK / 64, kDimV = 32 * N;
   const kvt_cuda_attention& a = call.args;
   RowView view(call, stream, head, row, cells);
   view.first = 0;
-  const char* q = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
-                  (head * a.n_group + row % a.n_group) * a.q_head_stride;
-  const char* scale =
-      a.key_scale == nullptr ? nullptr : reinterpret_cast<const char*>(a.key_scale) + head * a.key_scale_head_stride;
-  const char* keys = reinterpret_cast<const char*>(a.exact_k) + stream * a.exact_k_stream_stride + head * a.exact_k_head_stride;
-  const char* values =
-      reinterpret_cast<const char*>(a.exact_v) + stream * a.exact_v_stream_stride + head * a.exact_v_head_stride;
-  for (int e = warp; e < static_cast<int>(a.n_exact) && e < view.end; e += kMergers) {
-    const __half* key = reinterpret_cast<const __half*>(keys) + e * kDimK;
-    float dot = 0;
-    for (int i = lane; i < kDimK; i += 32) {
-      dot += load_element(q, a.q_type, i) * (scale == nullptr ? 1.0f : reinterpret_cast<const float*>(scale)[i]) *
-             __half2float(key[i]);
-    }
-    const float score = view.score(warp_sum(dot) * a.scale * kLog2e, e);
-    if (score == -INFINITY) continue;
-    const float weight = total.admit(score);
-    total.sum += weight;
-    const __half* value = reinterpret_cast<const __half*>(values) + e * 32 * N;
+  const ExactRows rows(call, stream, head, row / a.n_group, view.end);
+  if (warp >= rows.count) return;
+  const char* from = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
+                     (head * a.n_group + row % a.n_group) * a.q_head_stride;
+  float q[kPairs][2];
 #pragma unroll
-    for (int i = 0; i < N; ++i) total.exact[i] = fmaf(weight, __half2float(value[Row::coordinate(i, lane)]), total.exact[i]);
+  for (int i = 0; i < kPairs; ++i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) q[i][k] = load_element(from, a.q_type, 64 * i + 2 * lane + k);
+  }
+  for (int e = warp; e < rows.count; e += kBatch * kMergers) {
+    ExactEntry entry[kBatch];
+    float dot[kBatch];
+    __half value[kBatch][N];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int at = min(e + b * kMergers, rows.count - 1);
+      entry[b] = rows.listed == nullptr ? ExactEntry{at, 0.0f} : rows.listed[at];
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const char* key = ExactRows::row_of<kDimK>(rows.first_k, rows.ring_k, rows.n_first, entry[b].row);
+      const char* v = ExactRows::row_of<kDimV>(rows.first_v, rows.ring_v, rows.n_first, entry[b].row);
+      dot[b] = 0;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const float2 k = __half22float2(reinterpret_cast<const __half2*>(key)[32 * i + lane]);
+        dot[b] = fmaf(q[i][0], k.x, dot[b]);
+        dot[b] = fmaf(q[i][1], k.y, dot[b]);
+      }
+#pragma unroll
+      for (int i = 0; i < N; i += 2)  // a lane's coordinates are consecutive
+        *reinterpret_cast<__half2*>(&value[b][i]) = reinterpret_cast<const __half2*>(v)[Row::coordinate(i, lane) / 2];
+    }
+    float score[kBatch], largest = -INFINITY;
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const float raw = warp_sum(dot[b]) * a.scale * kLog2e;
+      score[b] = e + b * kMergers >= rows.count ? -INFINITY
+                 : rows.listed == nullptr       ? view.score(raw, entry[b].row)
+                                                : view.finish(raw, entry[b].mask);
+      largest = fmaxf(largest, score[b]);
+    }
+    total.admit(largest);
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const float weight = total.weight(score[b]);
+      total.sum += weight;
+      if (weight == 0.0f) continue;  // a removed row is not looked at
+#pragma unroll
+      for (int i = 0; i < N; ++i) total.exact[i] = fmaf(weight, __half2float(value[b][i]), total.exact[i]);
+    }
   }
 }
 
@@ -77,7 +140,7 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
                  head = unit % a.n_kv_heads;
 
   // The predecessor is the call's first kernel, which began when everything before it was complete; only its own results are to
-  // be waited for. And the successor may be launched: it waits for this kernel's end in its turn.
+  // be waited for, and the exact rows need not. And the successor may be launched: it waits for this kernel's end in its turn.
   allow_successor();
   const PageCount count = count_pages(a, stream);
   const int all = count.all * static_cast<int>(a.n_kv_heads), cells = stream_cells(a, stream), pages = pages_of_cells(cells);
@@ -85,6 +148,9 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
   const PageSplit split(call.n_blocks, all);
   const uint32_t end = pages > 0 ? split.block_of(first + pages - 1) + 1 : 0;
   Accumulated<N> total;
+  if constexpr (kCodes) {
+    if (a.exact_k != nullptr) attend_exact_rows<kMergers, kDimK, N, Row>(call, stream, head, row, cells, warp, lane, total);
+  }
   wait_for_predecessor();
   if (pages > 0) {
     // Weights of 64 blocks at a time, two a lane, the same in every warp; then each warp adds up its part of the blocks.
@@ -103,7 +169,8 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
         weight[k] = largest[k] == -INFINITY ? 0.0f : exp2_fast(largest[k] - total.largest);
         sum[k] = largest[k] == -INFINITY ? sum[k] : weight[k] * sum[k];
       }
-      total.sum += warp_sum(sum[0] + sum[1]);
+      const float shares = warp_sum(sum[0] + sum[1]);
+      if (warp == 0) total.sum += shares;  // counted once
       const int n = static_cast<int>(min(64u, end - base));
 #pragma unroll 4
       for (int j = warp; j < n; j += kMergers) {
@@ -117,10 +184,6 @@ __global__ void __launch_bounds__(32 * kMergers) merge_kernel(const __grid_const
         }
       }
     }
-    if (warp != 0) total.sum = 0;  // counted once
-  }
-  if constexpr (kCodes) {
-    if (a.n_exact > 0) attend_exact_rows<kMergers, kDimK, N, Row>(call, stream, head, row, cells, warp, lane, total);
   }
 
 #pragma unroll
@@ -174,7 +237,7 @@ template <int kDimK, int kDimV>
 void launch_dims(const AttendCall& call, cudaStream_t stream, bool overlap) {
   // A unit has two shares more than the blocks divide into, at most. Few of them are one warp's work.
   const uint32_t n_shares = call.n_blocks / (call.args.n_streams * call.args.n_kv_heads) + 2;
-  n_shares <= 4 && call.args.n_exact <= 8 ? launch_mergers<1, kDimK, kDimV>(call, stream, overlap)
+  n_shares <= 4 && call.exact_k.n_first + call.args.recent_window <= 8 ? launch_mergers<1, kDimK, kDimV>(call, stream, overlap)
                                           : launch_mergers<8, kDimK, kDimV>(call, stream, overlap);
 }
 
