@@ -322,7 +322,9 @@ void state_settle_all() {
     for (const auto& keys : buffer.tensors()) {
       for (const auto& values : buffer.tensors()) {
         if (keys->side() != KVT_KEY || values->side() != KVT_VALUE || keys->layer() != values->layer()) continue;
-        if (keys->recent() != nullptr && values->recent() != nullptr) keys->recent()->align_with(*values->recent());
+        if (keys->recent() == nullptr || values->recent() == nullptr) continue;
+        keys->recent()->align_with(*values->recent());
+        values->recent()->align_with(*keys->recent());  // of one length
       }
     }
   });
