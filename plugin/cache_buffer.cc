@@ -74,11 +74,11 @@ void clear(ggml_backend_buffer_t buffer, uint8_t value) {
 
 }  // namespace
 
-std::unique_ptr<CacheBuffer> CacheBuffer::create(size_t image_bytes) {
+std::unique_ptr<CacheBuffer> CacheBuffer::create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory) {
   const size_t bytes = round_up(std::max<size_t>(image_bytes, 1), os_page_bytes());
   void* base = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
-  return std::unique_ptr<CacheBuffer>(new CacheBuffer(static_cast<char*>(base), bytes));
+  return std::unique_ptr<CacheBuffer>(new CacheBuffer(static_cast<char*>(base), bytes, gpu_memory));
 }
 
 CacheBuffer::~CacheBuffer() {
@@ -108,7 +108,7 @@ ggml_backend_buffer_t CacheBuffer::to_ggml(std::unique_ptr<CacheBuffer> buffer, 
 }
 
 CacheTensor* CacheBuffer::add(const ggml_tensor* tensor, char* address) {
-  auto created = std::make_unique<CacheTensor>(tensor, address);
+  auto created = std::make_unique<CacheTensor>(tensor, address, gpu_memory_);
   CacheTensor* result = created.get();
   const auto place = std::upper_bound(tensors_.begin(), tensors_.end(), address,
                                       [](const char* a, const std::unique_ptr<CacheTensor>& t) { return a < t->image(); });

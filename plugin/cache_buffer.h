@@ -11,8 +11,8 @@ namespace kvt::plugin {
 
 class CacheBuffer {
  public:
-  // Reserves image_bytes of addresses. nullptr if there are none left.
-  static std::unique_ptr<CacheBuffer> create(size_t image_bytes);
+  // Reserves image_bytes of addresses. nullptr if there are none left. gpu_memory: as for CacheTensor.
+  static std::unique_ptr<CacheBuffer> create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory);
   ~CacheBuffer();
   CacheBuffer(const CacheBuffer&) = delete;
   CacheBuffer& operator=(const CacheBuffer&) = delete;
@@ -32,10 +32,12 @@ class CacheBuffer {
   void update_ggml_size();
 
  private:
-  CacheBuffer(char* base, size_t bytes) : base_(base), bytes_(bytes) {}
+  CacheBuffer(char* base, size_t bytes, ggml_backend_buffer_type_t gpu_memory)
+      : base_(base), bytes_(bytes), gpu_memory_(gpu_memory) {}
 
   char* base_;
   size_t bytes_;
+  ggml_backend_buffer_type_t gpu_memory_;
   ggml_backend_buffer_t ggml_buffer_ = nullptr;
   std::vector<std::unique_ptr<CacheTensor>> tensors_;  // by address
 };

@@ -20,6 +20,11 @@ ggml_backend_buffer_type_t inner_type(ggml_backend_buffer_type_t buft) {
   return inner->iface.get_buffer_type(inner);
 }
 
+// For the contents of caches; nullptr: host memory.
+ggml_backend_buffer_type_t gpu_memory(ggml_backend_buffer_type_t buft) {
+  return gpu_of(buffer_type_device(buft)) >= 0 ? inner_type(buft) : nullptr;
+}
+
 size_t image_slot_bytes(const ggml_tensor* t) { return round_up(host().ggml_nbytes(t), os_page_bytes()); }
 
 // Memory of a cache tensor before its head dim is known.
@@ -55,7 +60,7 @@ ggml_backend_buffer_t alloc_cache(ggml_backend_buffer_type_t buft, ggml_tensor**
     image_bytes += image_slot_bytes(tensors[i]);
     size += estimated_bytes(tensors[i]);
   }
-  std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(image_bytes);
+  std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(image_bytes, gpu_memory(buft));
   if (cache == nullptr) return nullptr;
   CacheBuffer* placed = cache.get();
   ggml_backend_buffer_t buffer = CacheBuffer::to_ggml(std::move(cache), buft, size);
@@ -102,7 +107,7 @@ const char* get_name(ggml_backend_buffer_type_t buft) {
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
   if (host().api_version < 3 && is_cache_size(size)) {
     t_asked.cache_sizes.clear();
-    std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(size);
+    std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(size, gpu_memory(buft));
     if (cache == nullptr) return nullptr;
     g_was_cache_allocated = true;
     return CacheBuffer::to_ggml(std::move(cache), buft, size);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cache_rows.h"
+#include "graph_runner.h"
 
 namespace kvt::plugin {
 namespace {
@@ -122,9 +123,23 @@ void for_row_pieces(const CacheTensor& cache, size_t offset, size_t size, Piece 
   }
 }
 
+struct RowRange {
+  int64_t first, n;
+};
+
+RowRange rows_of_bytes(const CacheTensor& cache, size_t offset, size_t size) {
+  const auto first = static_cast<int64_t>(offset / cache.row_bytes());
+  return {first, static_cast<int64_t>((offset + size + cache.row_bytes() - 1) / cache.row_bytes()) - first};
+}
+
 }  // namespace
 
 void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst) {
+  if (cache->device_rows() != nullptr) {
+    finish_all_graphs();
+    cache->device_rows()->read(offset, size, dst);
+    return;
+  }
   if (cache->state() != CacheTensor::State::kPages) {
     if (cache->is_image_open()) {
       std::memcpy(dst, cache->image() + offset, size);
@@ -133,6 +148,8 @@ void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst) {
     }
     return;
   }
+  const RowRange range = rows_of_bytes(*cache, offset, size);
+  const HostSide host_side(cache, range.first, range.n, HostSide::For::kReading);
   std::vector<ggml_fp16_t> rows(static_cast<size_t>(kPageTokens * cache->n_values()));
   for_row_pieces(*cache, offset, size, [&](int64_t first_row, int64_t n_rows, size_t skip, size_t bytes, size_t done) {
     image_decode(cache, first_row, n_rows, rows.data(), 0, 1);
@@ -157,11 +174,20 @@ void learn_from_image(CacheTensor* cache, const ggml_fp16_t* rows, int64_t n_row
 // source(done, bytes, where) puts bytes done .. done + bytes - 1 of the new contents at where.
 template <typename Source>
 void write_range(CacheTensor* cache, size_t offset, size_t size, Source source) {
+  if (cache->device_rows() != nullptr) {
+    std::vector<char> bytes(size);
+    source(0, size, bytes.data());
+    finish_all_graphs();
+    cache->device_rows()->write(offset, size, bytes.data());
+    return;
+  }
   if (cache->state() != CacheTensor::State::kPages) {
     if (cache->open_image()) source(0, size, cache->image() + offset);
     return;
   }
   cache->set_written();
+  const RowRange range = rows_of_bytes(*cache, offset, size);
+  const HostSide host_side(cache, range.first, range.n, HostSide::For::kWriting);
   std::vector<ggml_fp16_t> rows(static_cast<size_t>(kPageTokens * cache->n_values()));
   for_row_pieces(*cache, offset, size, [&](int64_t first_row, int64_t n_rows, size_t skip, size_t bytes, size_t done) {
     const bool has_partial_row = skip != 0 || bytes % cache->row_bytes() != 0;
@@ -200,6 +226,9 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
       (n_rows % kPageTokens == 0 || (src_cell + n_rows == src->n_cells() && dst_cell + n_rows == dst->n_cells()));
   const bool has_exact_rows = src->n_exact() > 0 && (src_cell == 0 || dst_cell == 0);
   if (!is_within_streams || !is_whole_pages || (has_exact_rows && src_cell != dst_cell)) return false;
+  // In this order, so that dst is written back before the host's side of both is dropped, should they be one tensor.
+  const HostSide src_side(src, src_row, n_rows, HostSide::For::kReading);
+  const HostSide dst_side(dst, dst_row, n_rows, HostSide::For::kWriting);
   if (dst->conditioner() != nullptr) dst->conditioner()->freeze();  // rows stored anew later would miss the copy
   if (has_exact_rows) {
     const size_t bytes = std::min(src->exact_stream_stride(), dst->exact_stream_stride());

@@ -51,6 +51,7 @@ class KeyConditioner {
   void apply(int64_t head, const float* key, float* conditioned) const;  // both [head_dim], may be the same
   void undo(int64_t head, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
+  const float* inverse_scale() const { return inverse_scale_.data(); }
   const float* mean() const { return mean_.data(); }
   // Bytes of what was learnt, as it is kept while cells exist.
   size_t learnt_bytes() const { return (mean_.size() + scale_.size() + inverse_scale_.size()) * sizeof(float); }

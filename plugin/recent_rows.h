@@ -57,6 +57,7 @@ class RecentRows {
   RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t window);
 
   size_t window() const { return window_; }
+  size_t capacity() const { return capacity_; }
   // Bytes of rows of one stream.
   size_t stream_bytes() const { return n_heads_ * capacity_ * head_dim_ * sizeof(ggml_fp16_t); }
 
