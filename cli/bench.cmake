@@ -4,6 +4,7 @@ target_sources(kvturbo PRIVATE
   bench_kernel.cc
   bench_kernel_report.cc
   bench_model.cc
+  bench_report.cc
   bench_support.cc
   ggml_attention.cc)
 target_include_directories(kvturbo PRIVATE ${PROJECT_SOURCE_DIR}/src)

@@ -15,10 +15,13 @@
 #include "cache_report.h"
 #include "child_process.h"
 #include "cli_error.h"
+#include "eval_settings.h"
 #include "host_finder.h"
 #include "host_log.h"
 #include "host_process.h"
 #include "kvturbo/kvturbo.h"
+#include "model_catalogue.h"
+#include "model_shape.h"
 #include "model_store.h"
 #include "terminal_output.h"
 
@@ -50,6 +53,11 @@ class ModelBench {
     }
     if (!options_.stock_only) plugin_ = find_plugin(options_.common);
     model_ = resolve_model(options_.model);
+    const ModelShape shape = read_model_shape(model_);
+    n_elements_ = static_cast<double>(shape.kv_elements_per_token());
+    result_.model_name = find_model(options_.model) != nullptr ? options_.model : model_.stem().string();
+    result_.kv_bytes_per_token_f16 = 2 * n_elements_;
+    result_.active_weight_bytes = static_cast<double>(shape.active_weight_bytes);
     depths_ = !options_.depths.empty() ? options_.depths
               : options_.quick         ? std::vector<unsigned>{0, 2048}
                                        : std::vector<unsigned>{0, 2048, 8192};
@@ -148,6 +156,7 @@ class ModelBench {
                      said ? *said : "the host did not use it, so nothing was compressed", "see `kvturbo doctor`");
     }
     result_.isa = report->isa;
+    our_bytes_[contender.name] = {report->kv_bytes_per_token, report->kv_bytes_fixed};
     const std::string warning =
         fmt::format("{}: {} of {} layers were compressed", contender.name, report->layers_compressed, report->layers_total);
     if (report->layers_compressed < report->layers_total &&
@@ -183,8 +192,13 @@ class ModelBench {
         for (const Contender& contender : contenders_) {
           const auto found = speeds_.find({contender.name, test, depth});
           if (found == speeds_.end()) continue;
-          ModelRow row{contender.name, test, depth, median(found->second), relative_spread(found->second), std::nullopt};
+          ModelRow row{contender.name, test, depth, median(found->second), relative_spread(found->second), std::nullopt, 0, 0};
           if (stock != speeds_.end()) row.ratio_stock_f16 = row.tokens_per_second / median(stock->second);
+          if (contender.codec.empty()) {
+            row.kv_bytes_per_token = n_elements_ * stock_type_bits(contender.stock_type) / 8;
+          } else {
+            std::tie(row.kv_bytes_per_token, row.kv_bytes_fixed) = our_bytes_[contender.name];
+          }
           result_.rows.push_back(row);
         }
       }
@@ -197,6 +211,8 @@ class ModelBench {
   std::vector<unsigned> depths_;
   fs::path bench_program_, plugin_, model_;
   std::map<Key, std::vector<double>> speeds_;
+  double n_elements_ = 0;                                        // of keys and values of a token
+  std::map<std::string, std::pair<double, double>> our_bytes_;  // of a token, and fixed, as the plug-in says
   StatusLine status_;
   ModelBenchResult result_;
 };
@@ -224,6 +240,7 @@ std::string model_json(const ModelBenchResult& result) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const ModelRow& row : result.rows) {
     nlohmann::ordered_json object;
+    object["model"] = result.model_name;
     object["cache"] = row.cache;
     object["test"] = row.test;
     object["depth"] = row.depth;
@@ -231,6 +248,10 @@ std::string model_json(const ModelBenchResult& result) {
     object["tokens_per_second"] = std::round(row.tokens_per_second * 1000) / 1000;
     object["ratio_stock_f16"] = nullptr;
     if (row.ratio_stock_f16) object["ratio_stock_f16"] = std::round(*row.ratio_stock_f16 * 1000) / 1000;
+    object["kv_bytes_per_token"] = row.kv_bytes_per_token;
+    object["kv_bytes_fixed"] = row.kv_bytes_fixed;
+    object["kv_bytes_per_token_f16"] = result.kv_bytes_per_token_f16;
+    object["active_weight_bytes"] = result.active_weight_bytes;
     list.push_back(object);
   }
   return list.dump(2) + "\n";

@@ -30,11 +30,14 @@ struct ModelRow {
   double tokens_per_second;  // median of the rounds
   double spread;
   std::optional<double> ratio_stock_f16;
+  double kv_bytes_per_token = 0, kv_bytes_fixed = 0;  // of all layers; the latter: exact rows and conditioning of a conversation
 };
 
 struct ModelBenchResult {
   std::vector<ModelRow> rows;
   std::string model_type, host_build, isa;
+  std::string model_name;
+  double kv_bytes_per_token_f16 = 0, active_weight_bytes = 0;  // from its file: by them `kvturbo estimate` scales
   unsigned n_threads = 0, n_rounds = 0;
   std::vector<std::string> warnings;
 };
@@ -42,7 +45,7 @@ struct ModelBenchResult {
 ModelBenchResult bench_model(const ModelBenchOptions& options);
 
 std::string model_markdown(const ModelBenchResult& result);
-// A list of objects: cache, test, depth, threads, tokens_per_second, ratio_stock_f16.
+// A list of objects, the rows. `kvturbo estimate --bench` and `kvturbo bench report` read it.
 std::string model_json(const ModelBenchResult& result);
 
 }  // namespace kvt::cli

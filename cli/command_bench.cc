@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "bench_kernel_report.h"
 #include "cli_error.h"
 #include "kvturbo/kvturbo.h"
@@ -102,6 +104,40 @@ void declare_model(CLI::App& bench, BenchOptions& options) {
   command->footer("Example: kvturbo bench model -m smollm2-135m --codec hybrid --depth 0,8192");
 }
 
+void declare_report(CLI::App& bench, BenchOptions& options) {
+  ReportOptions& report = options.report;
+  CLI::App* command = bench.add_subcommand(
+      "report", "one HTML page of charts from what bench model, bench kernel and eval printed with --json");
+  options.report_command = command;
+  command->add_option("FILE", report.inputs, "outputs of these commands")->required()->type_name("");
+  command->add_option("-o,--out", report.page_path, "the page; - for standard output (kvturbo-report.html)")->type_name("FILE");
+  command
+      ->add_option("--charts", report.chart_folder,
+                   "also write each chart there as SVG, and as PNG where rsvg-convert is installed")
+      ->type_name("DIR");
+  command->add_option("--title", report.title, "title of the page")->type_name("TEXT");
+  command->add_flag("--json", options.json, "print the paths of what was written as JSON");
+  command->footer(
+      "Example: kvturbo bench model -m smollm2-135m --json > speed.json; kvturbo eval -m smollm2-135m --json > loss.json; "
+      "kvturbo bench "
+      "report speed.json loss.json -o report.html");
+}
+
+int run_report(const BenchOptions& options) {
+  if (options.json && options.report.page_path == "-") {
+    throw CliError(kExitUsage, "command line", "--json and -o - both want standard output", "name a file with -o");
+  }
+  const std::vector<std::filesystem::path> paths = write_report(options.report);
+  if (options.json) {
+    nlohmann::json list = nlohmann::json::array();
+    for (const std::filesystem::path& path : paths) list.push_back(path.string());
+    fmt::print("{}\n", list.dump(2));
+  } else if (options.report.page_path != "-") {
+    for (const std::filesystem::path& path : paths) fmt::print("{}\n", path.string());
+  }
+  return kExitOk;
+}
+
 int run_kernel(const BenchOptions& options) {
   const KernelBenchResult result = bench_kernel(options.kernel);
   if (!options.json) {
@@ -127,15 +163,18 @@ int run_model(const BenchOptions& options) {
 }  // namespace
 
 CLI::App* declare_bench(CLI::App& app, BenchOptions& options) {
-  CLI::App* bench = app.add_subcommand("bench", "measure this machine: the attention kernels, or a model in the host");
+  CLI::App* bench =
+      app.add_subcommand("bench", "measure this machine: the attention kernels, or a model in the host; and make a page of it");
   bench->require_subcommand(1);
   declare_kernel(*bench, options);
   declare_model(*bench, options);
+  declare_report(*bench, options);
   bench->footer("Example: kvturbo bench kernel --quick");
   return bench;
 }
 
 int command_bench(const BenchOptions& options) {
+  if (options.report_command->parsed()) return run_report(options);
   return options.kernel_command->parsed() ? run_kernel(options) : run_model(options);
 }
 

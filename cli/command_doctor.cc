@@ -1,11 +1,15 @@
 // kvturbo doctor: what works on this machine, what does not, and what to do about it.
 
+#include "bench_support.h"
 #include "cli_error.h"
 #include "commands.h"
 #include "host_finder.h"
 #include "host_probe.h"
 #include "kvturbo/kvturbo.h"
+#include "machine_info.h"
 #include "model_store.h"
+#include "self_test.h"
+#include "terminal_output.h"
 
 #include <fmt/format.h>
 
@@ -24,8 +28,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+struct Problem {
+  std::string text, remedy;
+};
+
 struct Findings {
   std::vector<std::string> cpu_features;
+  std::vector<std::string> gpu_names;
+  MemoryInfo memory;
+  std::vector<SelfTestResult> self_tests;
+  double self_test_seconds = 0;
   std::string kernels;
   fs::path host_path;
   std::string host_origin;
@@ -33,7 +45,7 @@ struct Findings {
   fs::path plugin_path;
   std::string plugin_device;
   std::vector<std::string> options;  // KVTURBO_* variables and flags in force
-  std::vector<std::string> problems;
+  std::vector<Problem> problems;
 };
 
 // The features that a kernel of ours uses or will use; names as in /proc/cpuinfo.
@@ -60,9 +72,8 @@ void find_kernels(Findings& findings) {
     return;
   }
   const char* isa = std::getenv("KVTURBO_ISA");
-  findings.problems.push_back(CliError(kExitFailure, std::string("kernels ") + (isa ? isa : ""), kvt_status_string(status),
-                                       "unset KVTURBO_ISA or --isa to take the best ones")
-                                  .what());
+  throw CliError(kExitFailure, std::string("kernels ") + (isa ? isa : ""), kvt_status_string(status),
+                 "unset KVTURBO_ISA or --isa to take the best ones");
 }
 
 void find_options(Findings& findings, const CommonOptions& options) {
@@ -91,7 +102,21 @@ void examine(Findings& findings, const Step& step) {
   try {
     step();
   } catch (const CliError& error) {
-    findings.problems.push_back(error.what());
+    findings.problems.push_back({error.what(), error.remedy()});
+  }
+}
+
+void test_library(Findings& findings) {
+  StatusLine status;
+  const double start = seconds_now();
+  findings.self_tests = run_self_test([&](const std::string& isa) { status.show("self-test: " + isa); });
+  findings.self_test_seconds = seconds_now() - start;
+  for (const SelfTestResult& test : findings.self_tests) {
+    if (test.problem.empty()) continue;
+    examine(findings, [&] {
+      throw CliError(kExitFailure, "self-test of " + test.isa + " kernels", test.problem,
+                     "use others with KVTURBO_ISA=scalar, and please report this with the output of kvturbo doctor --json");
+    });
   }
 }
 
@@ -100,7 +125,10 @@ Findings examine_all(const CommonOptions& options) {
   findings.cpu_features = interesting_cpu_features();
   find_options(findings, options);
   examine(findings, [&] { check_codec_name(options.codec); });
-  find_kernels(findings);
+  examine(findings, [&] { find_kernels(findings); });
+  test_library(findings);
+  findings.gpu_names = gpus();
+  findings.memory = memory_info();
   Host host;
   examine(findings, [&] {
     host = find_host(options);
@@ -166,12 +194,42 @@ std::string plugin_text(const Findings& findings) {
   return fmt::format("{}: loads as {}", findings.plugin_path.string(), findings.plugin_device);
 }
 
+std::string self_test_text(const Findings& findings) {
+  std::vector<std::string> tests;
+  for (const SelfTestResult& test : findings.self_tests) {
+    tests.push_back(test.problem.empty() ? fmt::format("{} ok (attention within {:.4f})", test.isa, test.attention_error)
+                                         : test.isa + " FAILED");
+  }
+  return fmt::format("{}; {} pages each, {:.1f} s", join(tests, ", "), findings.self_tests.front().n_pages,
+                     findings.self_test_seconds);
+}
+
+std::string memory_text(const MemoryInfo& memory) {
+  return fmt::format(
+      "{}, {} available{}", gib(memory.total_bytes), gib(memory.available_bytes),
+      memory.address_space_bytes == 0 ? "" : "; ulimit -v allows " + gib(memory.address_space_bytes) + " of addresses");
+}
+
+// What to do now, in one line.
+std::string next_step(const Findings& findings) {
+  for (const Problem& problem : findings.problems) {
+    if (!problem.remedy.empty()) return problem.remedy;
+  }
+  return findings.problems.empty() ? "kvturbo run -m smollm2-135m -p \"What is the capital of France?\""
+                                   : "see the first problem";
+}
+
 void print_text(const Findings& findings) {
   print_row("version", fmt::format("kvturbo {}, page format {}", kvt_version(), KVT_FORMAT_VERSION));
-  print_row("cpu",
+  print_row("cpu", fmt::format("{}, {} {} for this process", cpu_model_name(), usable_cores(),
+                               usable_cores() == 1 ? "core" : "cores"));
+  print_row("",
             findings.cpu_features.empty() ? "no instruction set that a fast kernel uses" : join(findings.cpu_features, " "));
   print_row("kernels", findings.kernels.empty() ? "none" : findings.kernels);
+  print_row("self-test", self_test_text(findings));
   print_row("codecs", codec_names());
+  print_row("gpu", findings.gpu_names.empty() ? "none found" : join(findings.gpu_names, "; "));
+  print_row("memory", memory_text(findings.memory));
   print_row("host", host_text(findings));
   if (!findings.host_path.empty() && findings.versions.problem.empty()) {
     print_row("", versions_text(findings.versions));
@@ -183,8 +241,8 @@ void print_text(const Findings& findings) {
   const std::vector<std::string> models = cached_models();
   print_row("models", fmt::format("{} in {}", models.empty() ? "none cached" : join(models, ", "), models_folder().string()));
   print_row("options", findings.options.empty() ? "defaults" : join(findings.options, " "));
-  for (const std::string& problem : findings.problems) fmt::print("problem: {}\n", problem);
-  if (findings.problems.empty()) fmt::print("all good: try kvturbo run -m smollm2-135m -p \"What is the capital of France?\"\n");
+  for (const Problem& problem : findings.problems) fmt::print("problem: {}\n", problem.text);
+  fmt::print("{}{}\n", findings.problems.empty() ? "all good: try " : "to do: ", next_step(findings));
 }
 
 void print_json(const Findings& findings) {
@@ -192,8 +250,18 @@ void print_json(const Findings& findings) {
   json["ok"] = findings.problems.empty();
   json["version"] = kvt_version();
   json["format_version"] = KVT_FORMAT_VERSION;
+  json["cpu"] = cpu_model_name();
+  json["cores"] = usable_cores();
   json["cpu_features"] = findings.cpu_features;
+  json["gpus"] = findings.gpu_names;
+  json["memory_bytes"] = findings.memory.total_bytes;
+  json["memory_available_bytes"] = findings.memory.available_bytes;
   json["kernels"] = findings.kernels;
+  json["self_test"] = Json::array();
+  for (const SelfTestResult& test : findings.self_tests) {
+    json["self_test"].push_back(
+        {{"isa", test.isa}, {"ok", test.problem.empty()}, {"pages", test.n_pages}, {"attention_error", test.attention_error}});
+  }
   json["codecs"] = codec_names();
   json["host"] = findings.host_path.string();
   json["host_origin"] = findings.host_origin;
@@ -205,7 +273,9 @@ void print_json(const Findings& findings) {
   json["plugin_device"] = findings.plugin_device;
   json["models"] = cached_models();
   json["options"] = findings.options;
-  json["problems"] = findings.problems;
+  json["problems"] = Json::array();
+  for (const Problem& problem : findings.problems) json["problems"].push_back(problem.text);
+  json["next"] = next_step(findings);
   fmt::print("{}\n", json.dump(2));
 }
 

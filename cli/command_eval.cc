@@ -27,9 +27,9 @@ void make_quick(EvalOptions& options) {
 void check_contexts(const EvalOptions& options, const std::vector<EvalModel>& models) {
   for (const EvalModel& model : models) {
     for (const unsigned n_ctx : options.contexts) {
-      if (model.header.context_length == 0 || n_ctx <= model.header.context_length) continue;
+      if (model.shape.context_length == 0 || n_ctx <= model.shape.context_length) continue;
       throw CliError(kExitUsage, fmt::format("-c {}", n_ctx),
-                     fmt::format("{} was trained on contexts of {} tokens", model.name, model.header.context_length),
+                     fmt::format("{} was trained on contexts of {} tokens", model.name, model.shape.context_length),
                      "give a smaller -c");
     }
   }

@@ -31,12 +31,12 @@ constexpr double kSharedTokens = 8192;
 EvalModel find_eval_model(const std::string& name_or_path) {
   const fs::path path = resolve_model(name_or_path);
   const CatalogueModel* known = find_model(name_or_path);
-  return {known ? known->name : path.stem().string(), path, sha256_of(path), read_gguf_header(path)};
+  return {known ? known->name : path.stem().string(), path, sha256_of(path), read_model_shape(path)};
 }
 
 CacheCost stock_cost(const EvalModel& model, const KvSetting& setting) {
   const double bits = stock_bits(setting);
-  return {static_cast<double>(model.header.kv_elements_per_token) * bits / 8, bits};
+  return {static_cast<double>(model.shape.kv_elements_per_token()) * bits / 8, bits};
 }
 
 CacheCost our_cost(const CacheReport& report) {

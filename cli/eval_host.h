@@ -3,7 +3,7 @@
 
 #include "cache_report.h"
 #include "eval_settings.h"
-#include "gguf_header.h"
+#include "model_shape.h"
 #include "host_finder.h"
 
 #include <filesystem>
@@ -19,7 +19,7 @@ struct EvalModel {
   std::string name;  // of the catalogue, or the file's name
   std::filesystem::path path;
   std::string sha256;
-  GgufHeader header;
+  ModelShape shape;
 };
 
 // Fetches a model that the catalogue has and the cache lacks.

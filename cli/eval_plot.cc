@@ -1,7 +1,7 @@
 #include "eval_plot.h"
 
 #include "cli_error.h"
-#include "svg_chart.h"
+#include "eval_settings.h"
 
 #include <fmt/format.h>
 
@@ -21,25 +21,30 @@ std::string file_name(const std::string& prefix, const DivergenceRow& row) {
   return name + ".svg";
 }
 
-// One point for each cache, a series for each context.
-Chart bits_chart(const std::vector<DivergenceRow>& rows) {
+}  // namespace
+
+Chart divergence_bits_chart(const std::vector<DivergenceRow>& rows) {
   Chart chart{.title = fmt::format("{}, {}", rows[0].model, rows[0].text),
               .x_label = "bits per element, all included",
               .y_label = "mean KLD from stock f16, nats",
               .series = {}};
+  std::vector<unsigned> contexts;
   for (const DivergenceRow& row : rows) {
-    const std::string name = fmt::format("{} tokens", row.n_ctx);
     // Stock f16 is the yardstick: its own KLD, zero but for rounding, would only stretch the axis.
     if (row.kv == "f16" || row.cost.bits <= 0) continue;
-    if (chart.series.empty() || chart.series.back().name != name) chart.series.push_back({name, {}, false});
-    chart.series.back().points.push_back(
-        {row.cost.bits, row.statistics.kld_mean.value, chart.series.size() == 1 ? row.kv : ""});
+    auto context = std::find(contexts.begin(), contexts.end(), row.n_ctx);
+    if (context == contexts.end()) context = contexts.insert(context, row.n_ctx);
+    const bool is_stock = stock_type_bits(row.kv.substr(0, row.kv.find('/'))) > 0;
+    const std::string name = fmt::format("{}, {} tokens", is_stock ? "stock" : "ours", row.n_ctx);
+    auto series = std::find_if(chart.series.begin(), chart.series.end(), [&](const ChartSeries& s) { return s.name == name; });
+    if (series == chart.series.end())
+      series = chart.series.insert(series, {name, {}, false, 2 * static_cast<int>(context - contexts.begin()) + is_stock});
+    series->points.push_back({row.cost.bits, row.statistics.kld_mean.value, row.n_ctx == contexts.front() ? row.kv : ""});
   }
   return chart;
 }
 
-// One line for each cache.
-Chart depth_chart(const std::vector<DivergenceRow>& rows) {
+Chart divergence_depth_chart(const std::vector<DivergenceRow>& rows) {
   Chart chart{.title = fmt::format("{}, {}", rows[0].model, rows[0].text),
               .x_label = "context, tokens (second half measured)",
               .y_label = "mean KLD from stock f16, nats",
@@ -53,8 +58,6 @@ Chart depth_chart(const std::vector<DivergenceRow>& rows) {
   }
   return chart;
 }
-
-}  // namespace
 
 std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path& folder,
                                                     const std::vector<DivergenceRow>& rows) {
@@ -78,8 +81,8 @@ std::vector<std::filesystem::path> write_eval_plots(const std::filesystem::path&
     if (i + 1 < rows.size() && rows[i + 1].model == row.model && rows[i + 1].text == row.text) {
       continue;
     }
-    write(file_name("kld_bits", row), bits_chart(group));
-    if (group.front().n_ctx != group.back().n_ctx) write(file_name("kld_depth", row), depth_chart(group));
+    write(file_name("kld_bits", row), divergence_bits_chart(group));
+    if (group.front().n_ctx != group.back().n_ctx) write(file_name("kld_depth", row), divergence_depth_chart(group));
     group.clear();
   }
   return paths;

@@ -86,6 +86,11 @@ std::vector<KvSetting> parse_kv_settings(const std::vector<std::string>& names) 
   return settings;
 }
 
+double stock_type_bits(const std::string& type) {
+  const auto found = stock_types().find(type);
+  return found != stock_types().end() ? found->second : 0;
+}
+
 double stock_bits(const KvSetting& setting) {
   return (stock_types().at(setting.key_type) + stock_types().at(setting.value_type)) / 2;
 }

@@ -27,6 +27,9 @@ KvSetting parse_kv_setting(const std::string& name);
 // The settings of a list of names. "all" stands for f16, q8_0, q5_0, q4_0 and every codec of this build but f16.
 std::vector<KvSetting> parse_kv_settings(const std::vector<std::string>& names);
 
+// Bits per element of a type of llama.cpp's cache; 0 if it is not known here.
+double stock_type_bits(const std::string& type);
+
 // Bits per element of a stock cache, keys and values together.
 double stock_bits(const KvSetting& setting);
 

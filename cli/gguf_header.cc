@@ -2,16 +2,16 @@
 
 #include "cli_error.h"
 
+#include <algorithm>
 #include <fstream>
-#include <map>
-#include <numeric>
-#include <vector>
+#include <system_error>
 
 namespace kvt::cli {
 
 namespace {
 
-// GGUF: "GGUF", version, number of tensors, number of entries; an entry is a name, a type and a value. Little-endian.
+// GGUF: "GGUF", version, number of tensors, number of entries; the entries, each a name, a type and a value; the tensors, each
+// a name, dims, a type and an offset in the data, which begins behind them at a multiple of the alignment. Little-endian.
 enum class ValueType : std::uint32_t {
   kUint8,
   kInt8,
@@ -36,17 +36,27 @@ class Reader {
   }
 
   GgufHeader read() {
-    integer(8);  // tensors
+    const std::uint64_t n_tensors = integer(8);
     for (std::uint64_t left = integer(8); left > 0; --left) {
       const std::string name = text();
       const auto type = static_cast<ValueType>(integer(4));
       if (type == ValueType::kString) {
-        texts_[name] = text();
+        header_.texts[name] = text();
       } else {
-        numbers_[name] = values(type);
+        header_.numbers[name] = values(type);
       }
     }
-    return header();
+    for (std::uint64_t left = n_tensors; left > 0; --left) {
+      GgufTensor tensor{.name = text()};
+      const std::uint64_t n_dims = integer(4);
+      if (n_dims > 8) fail();
+      for (std::uint64_t dim = 0; dim < n_dims; ++dim) integer(8);
+      integer(4);  // type
+      tensor.offset = integer(8);
+      header_.tensors.push_back(tensor);
+    }
+    measure_tensors();
+    return std::move(header_);
   }
 
  private:
@@ -92,7 +102,7 @@ class Reader {
     }
   }
 
-  // A number, or the numbers of an array. Floating-point ones and texts are passed over: nothing here asks for them.
+  // A number, or the numbers of an array. Texts of an array are passed over: nothing here asks for them.
   std::vector<std::uint64_t> values(ValueType type) {
     std::uint64_t count = 1;
     if (type == ValueType::kArray) {
@@ -112,34 +122,45 @@ class Reader {
     return list;
   }
 
-  std::uint64_t number(const std::string& name, std::uint64_t otherwise) const {
-    const auto found = numbers_.find(header_.architecture + "." + name);
-    return found == numbers_.end() || found->second.empty() ? otherwise : found->second.front();
-  }
-
-  GgufHeader header() {
-    header_.architecture = texts_["general.architecture"];
-    header_.context_length = number("context_length", 0);
-    const std::uint64_t n_layers = number("block_count", 0), n_heads = number("attention.head_count", 1);
-    const std::uint64_t head_dim = n_heads > 0 ? number("embedding_length", 0) / n_heads : 0;
-    // One number for all layers, or one for each.
-    const auto each = numbers_.find(header_.architecture + ".attention.head_count_kv");
-    const std::uint64_t n_kv_heads = each != numbers_.end() && each->second.size() == n_layers && n_layers > 1
-                                         ? std::accumulate(each->second.begin(), each->second.end(), std::uint64_t{0})
-                                         : number("attention.head_count_kv", n_heads) * n_layers;
-    header_.kv_elements_per_token =
-        n_kv_heads * (number("attention.key_length", head_dim) + number("attention.value_length", head_dim));
-    return header_;
+  // A tensor reaches to the next one, the last one to the end of the file.
+  void measure_tensors() {
+    std::error_code error;
+    header_.file_bytes = std::filesystem::file_size(path_, error);
+    const auto found = header_.numbers.find("general.alignment");
+    const std::uint64_t alignment = found != header_.numbers.end() && !found->second.empty() ? found->second.front() : 32;
+    if (error || alignment == 0) fail();
+    const auto head = static_cast<std::uint64_t>(stream_.tellg());
+    const std::uint64_t data = (head + alignment - 1) / alignment * alignment;
+    std::vector<GgufTensor>& tensors = header_.tensors;
+    std::sort(tensors.begin(), tensors.end(), [](const GgufTensor& a, const GgufTensor& b) { return a.offset < b.offset; });
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      const std::uint64_t end =
+          i + 1 < tensors.size() ? tensors[i + 1].offset : header_.file_bytes - std::min(data, header_.file_bytes);
+      tensors[i].bytes = end - std::min(tensors[i].offset, end);
+    }
   }
 
   std::filesystem::path path_;
   std::ifstream stream_;
-  std::map<std::string, std::string> texts_;
-  std::map<std::string, std::vector<std::uint64_t>> numbers_;
   GgufHeader header_;
 };
 
 }  // namespace
+
+std::string GgufHeader::architecture() const {
+  const auto found = texts.find("general.architecture");
+  return found != texts.end() ? found->second : "";
+}
+
+std::vector<std::uint64_t> GgufHeader::list(const std::string& name) const {
+  const auto found = numbers.find(architecture() + "." + name);
+  return found != numbers.end() ? found->second : std::vector<std::uint64_t>();
+}
+
+std::uint64_t GgufHeader::number(const std::string& name, std::uint64_t otherwise) const {
+  const std::vector<std::uint64_t> found = list(name);
+  return found.empty() ? otherwise : found.front();
+}
 
 GgufHeader read_gguf_header(const std::filesystem::path& file) { return Reader(file).read(); }
 

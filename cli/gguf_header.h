@@ -1,16 +1,29 @@
-// What the evaluation needs to know of a model before it starts a host: read from the head of its GGUF file.
+// The head of a GGUF file: what it says of the model, and how large its tensors are. model_shape.h says what that means.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
+#include <vector>
 
 namespace kvt::cli {
 
+struct GgufTensor {
+  std::string name;
+  std::uint64_t offset = 0, bytes = 0;  // in the file's data; bytes with the padding behind
+};
+
 struct GgufHeader {
-  std::string architecture;
-  std::uint64_t context_length = 0;         // tokens that the model was trained on; 0: not said
-  std::uint64_t kv_elements_per_token = 0;  // of keys and values, all layers; 0: not a plain attention model
+  std::map<std::string, std::string> texts;
+  std::map<std::string, std::vector<std::uint64_t>> numbers;  // one, or the numbers of an array; bits of floating-point ones
+  std::vector<GgufTensor> tensors;
+  std::uint64_t file_bytes = 0;
+
+  std::string architecture() const;
+  // The numbers of ARCHITECTURE.name; none if there is no such entry.
+  std::vector<std::uint64_t> list(const std::string& name) const;
+  std::uint64_t number(const std::string& name, std::uint64_t otherwise) const;
 };
 
 // Throws CliError if the file is not a GGUF file of version 2 or 3.

@@ -22,6 +22,11 @@ constexpr const char* kServerName = "llama-server";
 constexpr const char* kPluginName = "libggml-kvturbo.so";
 constexpr const char* kHowToGetHost = "build the pinned one with scripts/get_host.sh, or give yours with --host DIR";
 
+fs::path own_folder() {
+  std::error_code error;
+  return fs::read_symlink("/proc/self/exe", error).parent_path();
+}
+
 bool is_program(const fs::path& path) {
   std::error_code ignored;
   return fs::is_regular_file(path, ignored) && access(path.c_str(), X_OK) == 0;
@@ -81,6 +86,7 @@ Host find_host(const CommonOptions& options) {
   }
   if (const auto server = pinned_server()) return {*server, "pinned, from the cache"};
   if (const auto server = server_in_path()) return {*server, "PATH"};
+  if (const fs::path server = own_folder() / kPackagedServerName; is_program(server)) return {server, "xllamacpp"};
   throw CliError(kExitFailure, "host",
                  "no llama-server in " + (cache_folder() / "hosts").string() + " (for this CPU) nor in PATH", kHowToGetHost);
 }
@@ -90,8 +96,7 @@ fs::path find_plugin(const CommonOptions& options) {
     if (fs::exists(options.plugin_path)) return fs::absolute(options.plugin_path);
     throw CliError(kExitFailure, "plug-in " + options.plugin_path, "no such file", "correct --plugin or KVTURBO_PLUGIN");
   }
-  std::error_code error;
-  const fs::path here = fs::read_symlink("/proc/self/exe", error).parent_path();
+  const fs::path here = own_folder();
   for (const fs::path& folder : {here, here / ".." / KVTURBO_INSTALL_LIBDIR, here / "../lib"}) {
     if (fs::exists(folder / kPluginName)) return fs::weakly_canonical(folder / kPluginName);
   }

@@ -11,11 +11,14 @@ namespace kvt::cli {
 
 struct Host {
   std::filesystem::path server;  // llama-server
-  std::string origin;            // "--host", "pinned, from the cache", "PATH"
+  std::string origin;            // "--host", "pinned, from the cache", "PATH", "xllamacpp"
 };
 
+// A script of the wheel (python/kvturbo_host): llama-server's flags, served by the package xllamacpp. It loads the plug-in by itself.
+inline constexpr const char* kPackagedServerName = "kvturbo-llama-server";
+
 // In this order: --host or KVTURBO_HOST; the pinned llama.cpp in the cache, since it is the one that the tests cover, if it was
-// built for this CPU; llama-server in PATH. Throws CliError if there is none.
+// built for this CPU; llama-server in PATH; beside this program the one of the wheel. Throws CliError if there is none.
 Host find_host(const CommonOptions& options);
 
 // In this order: --plugin or KVTURBO_PLUGIN; beside this program (a build folder); the library folder of an

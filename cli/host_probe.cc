@@ -104,6 +104,10 @@ HostVersions probe_host(const Host& host) {
       std::regex_search(result.output, match, std::regex(R"(version: (\d+) )"))) {
     versions.build = match[1];
   }
+  if (host.server.filename() == kPackagedServerName) {
+    if (std::regex_search(result.output, match, std::regex(R"(ggml ([0-9.]+))"))) versions.ggml_version = match[1];
+    return versions;
+  }
   const fs::path base = linked_library(host, "libggml-base.so");
   const fs::path linked_cpu = linked_library(host, "libggml-cpu.so");
   versions.needs_device_flag = base.empty() || !linked_cpu.empty();

@@ -11,7 +11,7 @@ namespace kvt::cli {
 
 struct HostVersions {
   std::string build;               // "11434"; empty if llama-server --version does not say
-  std::string ggml_version;        // "0.26.0"; empty if the host has no shared ggml library to ask
+  std::string ggml_version;        // "0.26.0"; empty if the host neither says it nor has a shared ggml library to ask
   int backend_api = 0;             // 0: unknown
   bool needs_device_flag = false;  // backends are linked in: GGML_BACKEND_PATH is looked at only with --device KVTURBO0
   std::string problem;             // not empty: llama-server does not run

@@ -3,6 +3,7 @@
 #include "child_process.h"
 #include "cli_error.h"
 #include "command_bench.h"
+#include "command_estimate.h"
 #include "command_eval.h"
 #include "commands.h"
 #include "kvturbo/kvturbo.h"
@@ -21,6 +22,7 @@ struct CommandLine {
   ServeOptions serve;
   DoctorOptions doctor;
   ModelsOptions models;
+  EstimateOptions estimate;
   BenchOptions bench;
   EvalOptions eval;
 };
@@ -98,6 +100,13 @@ int run_command_line(int argc, char** argv) {
   char** const separator = std::find_if(argv, end, [](const char* argument) { return std::string(argument) == "--"; });
   const std::vector<std::string> host_flags(separator == end ? end : separator + 1, end);
 
+  // llama-server's spelling, which CLI11 would read as -n p.
+  static char parallel[] = "--parallel";
+  const bool is_estimate = argc > 1 && std::string(argv[1]) == "estimate";
+  for (char** argument = argv; is_estimate && argument < separator; ++argument) {
+    if (std::string(*argument) == "-np") *argument = parallel;
+  }
+
   CLI::App app("kvturbo: stock llama.cpp with a compressed KV cache", "kvturbo");
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("kvturbo ") + kvt_version());
@@ -107,6 +116,7 @@ int run_command_line(int argc, char** argv) {
   const CLI::App* serve = declare_serve(app, line.serve);
   const CLI::App* doctor = declare_doctor(app, line.doctor);
   const CLI::App* models = declare_models(app, line.models);
+  const CLI::App* estimate = declare_estimate(app, line.estimate);
   const CLI::App* bench = declare_bench(app, line.bench);
   const CLI::App* eval = declare_eval(app, line.eval);
   try {
@@ -117,7 +127,7 @@ int run_command_line(int argc, char** argv) {
     const auto chosen = app.get_subcommands();
     if (chosen.empty() && argc > 1 && argv[1][0] != '-') {
       throw CliError(kExitUsage, std::string("command '") + argv[1] + "'", "unknown",
-                     "known commands: run, serve, doctor, models, bench, eval");
+                     "known commands: run, serve, doctor, models, estimate, bench, eval");
     }
     const std::string command = chosen.empty() ? "kvturbo" : "kvturbo " + chosen.front()->get_name();
     std::string why = error.what();
@@ -133,6 +143,7 @@ int run_command_line(int argc, char** argv) {
   if (*serve) return command_serve(line.serve);
   if (*doctor) return command_doctor(line.doctor);
   if (*models) return command_models(line.models);
+  if (*estimate) return command_estimate(line.estimate);
   if (*bench) return command_bench(line.bench);
   if (*eval) return command_eval(line.eval);
   return kExitUsage;

@@ -47,7 +47,7 @@ class LabelPlacer {
   void add_point(double x, double y) { taken_.push_back({x - 4, y - 4, x + 4, y + 4}); }
 
   std::string place(double x, double y, const std::string& label) {
-    const double width = 6.6 * static_cast<double>(label.size());
+    const double width = 7.2 * static_cast<double>(label.size());
     // The text's base line, from the nearest places to the farthest; on the right of the point, then on its left.
     for (const double rise : {4.0, -3.0, 11.0, -9.0, 17.0, -15.0, 23.0}) {
       for (const bool is_right : {true, false}) {
@@ -66,71 +66,100 @@ class LabelPlacer {
   std::vector<Box> taken_;
 };
 
-// A logarithmic axis: the range of the data and a position for each value.
-struct Axis {
-  double low = std::numeric_limits<double>::infinity(), high = -low;
-  double from = 0, to = 0;  // positions of low and high
-
-  void include(double value) {
-    low = std::min(low, value);
-    high = std::max(high, value);
-  }
-  double at(double value) const { return from + (to - from) * std::log(value / low) / std::log(high / low); }
-};
-
 // The largest of 1, 2, 5 times a power of ten that is not above the value.
 double tick_below(double value) {
   const double power = std::pow(10, std::floor(std::log10(value)));
   return power * (value >= 5 * power ? 5 : value >= 2 * power ? 2 : 1);
 }
+double tick_above(double value) { return 1 / tick_below(1 / value); }
 
-// Powers of two.
-std::vector<double> binary_ticks(const Axis& axis) {
-  std::vector<double> ticks;
-  for (double tick = std::exp2(std::ceil(std::log2(axis.low))); tick <= axis.high; tick *= 2) ticks.push_back(tick);
-  return ticks;
-}
+// The range of the data and a position for each value.
+struct Axis {
+  explicit Axis(AxisScale s) : scale(s), low(s == AxisScale::kLinear ? 0 : std::numeric_limits<double>::infinity()) {}
 
-// 1, 2, 5 times powers of ten. The axis begins and ends with one, but for rounding.
-std::vector<double> decimal_ticks(const Axis& axis) {
-  std::vector<double> ticks;
-  for (double power = std::pow(10, std::floor(std::log10(axis.low) + 1e-6)); power <= axis.high * 1.001; power *= 10) {
-    for (const double tick : {power, 2 * power, 5 * power}) {
-      if (tick >= axis.low * 0.999 && tick <= axis.high * 1.001) ticks.push_back(tick);
-    }
+  AxisScale scale;
+  double low, high = -std::numeric_limits<double>::infinity();
+  double from = 0, to = 0;  // positions of low and high
+
+  bool has(double value) const { return std::isfinite(value) && (scale == AxisScale::kLinear ? value >= 0 : value > 0); }
+  void include(double value) {
+    low = std::min(low, value);
+    high = std::max(high, value);
   }
-  return ticks;
+  double at(double value) const {
+    if (scale == AxisScale::kLinear) return from + (to - from) * (value - low) / (high - low);
+    return from + (to - from) * std::log(value / low) / std::log(high / low);
+  }
+
+  // About six round numbers; binary: powers of two between them, as for tokens.
+  std::vector<double> linear_ticks(bool is_binary) const {
+    std::vector<double> ticks;
+    const double least = (high - low) / 8, step = is_binary ? std::exp2(std::ceil(std::log2(least))) : tick_above(least);
+    for (double tick = 0; tick <= high * 1.001; tick += step) ticks.push_back(tick);
+    return ticks;
+  }
+  std::vector<double> binary_ticks() const {
+    std::vector<double> ticks;
+    for (double tick = std::exp2(std::ceil(std::log2(low))); tick <= high; tick *= 2) ticks.push_back(tick);
+    return ticks;
+  }
+  // 1, 2, 5 times powers of ten. The axis begins and ends with one, but for rounding.
+  std::vector<double> decimal_ticks() const {
+    std::vector<double> ticks;
+    for (double power = std::pow(10, std::floor(std::log10(low) + 1e-6)); power <= high * 1.001; power *= 10) {
+      for (const double tick : {power, 2 * power, 5 * power}) {
+        if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push_back(tick);
+      }
+    }
+    return ticks;
+  }
+};
+
+// Room around the points; also for a single one.
+void widen_x(Axis& x) {
+  if (x.scale == AxisScale::kLinear) {
+    x.high = x.high > 0 ? x.high * 1.04 : 1;
+  } else {
+    x.low /= 1.25;
+    x.high *= 1.25;
+  }
+}
+void widen_y(Axis& y) {
+  if (y.scale == AxisScale::kLinear) {
+    y.high = y.high > 0 ? y.high * 1.08 : 1;
+  } else {
+    y.low = tick_below(y.low / 1.1);
+    y.high = tick_above(y.high * 1.1);
+  }
 }
 
 }  // namespace
 
 std::string chart_svg(const Chart& chart) {
-  Axis x, y;
+  Axis x(chart.x_scale), y(chart.y_scale);
+  const auto is_shown = [&](const ChartPoint& point) { return x.has(point.x) && y.has(point.y); };
   for (const ChartSeries& series : chart.series) {
     for (const ChartPoint& point : series.points) {
-      if (!(point.y > 0)) continue;
+      if (!is_shown(point)) continue;
       x.include(point.x);
       y.include(point.y);
     }
   }
-  if (x.low > x.high) return "";
-  // Room around the points; also for a single one.
-  x.low /= 1.25;
-  x.high *= 1.25;
-  y.low = tick_below(y.low / 1.1);
-  y.high = 1 / tick_below(1 / (y.high * 1.1));
+  if (x.low > x.high || y.low > y.high) return "";
+  widen_x(x);
+  widen_y(y);
   x.from = kLeft, x.to = kRight, y.from = kBottom, y.to = kTop;
 
   std::string svg = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
-      "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
+      "font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"white\"/>\n",
       kWidth, kHeight);
   svg += text_at((kLeft + kRight) / 2, 22, "middle", chart.title, " font-size=\"14\"");
-  for (const double tick : binary_ticks(x)) {
+  for (const double tick : x.scale == AxisScale::kLinear ? x.linear_ticks(x.high >= 1024) : x.binary_ticks()) {
     svg += line(x.at(tick), kTop, x.at(tick), kBottom, "#e0e0e0") +
            text_at(x.at(tick), kBottom + 17, "middle", fmt::format("{:g}", tick));
   }
-  for (const double tick : decimal_ticks(y)) {
+  for (const double tick : y.scale == AxisScale::kLinear ? y.linear_ticks(false) : y.decimal_ticks()) {
     svg += line(kLeft, y.at(tick), kRight, y.at(tick), "#e0e0e0") +
            text_at(kLeft - 6, y.at(tick) + 4, "end", fmt::format("{:g}", tick));
   }
@@ -142,17 +171,18 @@ std::string chart_svg(const Chart& chart) {
   LabelPlacer labels;
   for (const ChartSeries& series : chart.series) {
     for (const ChartPoint& point : series.points) {
-      if (point.y > 0) labels.add_point(x.at(point.x), y.at(point.y));
+      if (is_shown(point)) labels.add_point(x.at(point.x), y.at(point.y));
     }
   }
   double legend_y = kTop + 8;
   for (std::size_t i = 0; i < chart.series.size(); ++i) {
     const ChartSeries& series = chart.series[i];
-    const char* const colour = kColours[i % kColours.size()];
-    const char* const dashes = i < kColours.size() ? "" : " stroke-dasharray=\"6 3\"";  // the colours have begun again
+    const std::size_t number = series.colour >= 0 ? static_cast<std::size_t>(series.colour) : i;
+    const char* const colour = kColours[number % kColours.size()];
+    const char* const dashes = number < kColours.size() ? "" : " stroke-dasharray=\"6 3\"";  // the colours have begun again
     std::string path;
     for (const ChartPoint& point : series.points) {
-      if (!(point.y > 0)) continue;
+      if (!is_shown(point)) continue;
       path += fmt::format("{:.1f},{:.1f} ", x.at(point.x), y.at(point.y));
       svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4\" fill=\"{}\"/>\n", x.at(point.x), y.at(point.y), colour);
       if (!point.label.empty()) svg += labels.place(x.at(point.x), y.at(point.y), point.label);

@@ -38,4 +38,9 @@ std::string with_thousands(std::uint64_t number) {
 
 std::string megabytes(std::uint64_t bytes) { return fmt::format("{:.0f} MB", static_cast<double>(bytes) / 1e6); }
 
+std::string gib(std::uint64_t bytes) {
+  const double mib = static_cast<double>(bytes) / 1048576;
+  return mib < 1024 ? fmt::format("{:.1f} MiB", mib) : fmt::format("{:.2f} GiB", mib / 1024);
+}
+
 }  // namespace kvt::cli

@@ -27,5 +27,7 @@ class StatusLine {
 std::string with_thousands(std::uint64_t number);
 // 98362432 -> "98 MB"
 std::string megabytes(std::uint64_t bytes);
+// 1610612736 -> "1.50 GiB"; below 1 GiB in MiB
+std::string gib(std::uint64_t bytes);
 
 }  // namespace kvt::cli

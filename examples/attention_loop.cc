@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr uint32_t kKvHeads = 2, kGroup = 4, kHeads = kKvHeads * kGroup, kHeadDim = 128;
+constexpr uint32_t kKvHeads = 2, kHeads = 8, kHeadDim = 128;
 constexpr size_t kTokens = 1000;
 
 std::vector<float> gaussian(std::mt19937& random, size_t n) {
@@ -40,7 +40,7 @@ std::vector<float> exact_attention(const float* q, const std::vector<float>& key
 }  // namespace
 
 int main() try {
-  const kvt::Codec codec("scalar43", kHeadDim, kHeadDim);
+  const kvt::Codec codec("k4v3", kHeadDim, kHeadDim);
   kvt::PageArray keys(codec, KVT_KEY, kKvHeads, kTokens), values(codec, KVT_VALUE, kKvHeads, kTokens);
 
   std::mt19937 random(1);
@@ -58,24 +58,8 @@ int main() try {
       }
     }
     q = gaussian(random, kHeads * kHeadDim);
-    kvt_attention attention{};
-    attention.struct_size = sizeof attention;
-    attention.n_streams = attention.n_queries = 1;
-    attention.n_kv_heads = kKvHeads;
-    attention.n_group = kGroup;
-    attention.n_cells = static_cast<uint32_t>(token + 1);
-    attention.k_pages = keys.data();
-    attention.k_page_stride = keys.page_stride();
-    attention.k_head_stride = keys.head_stride();
-    attention.v_pages = values.data();
-    attention.v_page_stride = values.page_stride();
-    attention.v_head_stride = values.head_stride();
-    attention.q = q.data();
-    attention.q_head_stride = kHeadDim * sizeof(float);
-    attention.scale = 1 / std::sqrt(float{kHeadDim});
-    attention.out = out.data();
-    attention.out_head_stride = kHeadDim * sizeof(float);
-    kvt::attend(codec, attention);
+    kvt::attend(codec, kvt::make_attention(codec, keys, values, static_cast<uint32_t>(token + 1), kHeads, q, out,
+                                           1 / std::sqrt(float{kHeadDim})));
   }
 
   const std::vector<float> exact = exact_attention(q.data(), exact_keys, exact_values, kTokens);

@@ -13,13 +13,11 @@ needs=(
   "command:cmake cmake"
   "command:ninja ninja-build"
   "command:c++ g++"
-  "command:pkg-config pkg-config"
   "command:python3 python3"
   "module:pip python3-pip"
   "header:CLI/CLI.hpp libcli11-dev"
   "header:fmt/format.h libfmt-dev"
   "header:nlohmann/json.hpp nlohmann-json3-dev"
-  "header:httplib.h libcpp-httplib-dev"
 )
 if [ "${1:-}" = --check ]; then
   needs+=(

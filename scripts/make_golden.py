@@ -7,6 +7,8 @@ in double precision, and the inputs are integer formulas that tests/golden_test.
 Every fp32 operation is done in double and rounded once: a double has more than 2 * 24 + 2 bits, so for + - * / and sqrt this equals
 fp32 arithmetic with rounding to nearest even, subnormals included.
 
+It also makes cli/golden_digests.h, by which `kvturbo doctor` checks the kernels of the machine at hand.
+
     scripts/make_golden.py           write the files
     scripts/make_golden.py --check   fail if the files on disk differ
 """
@@ -17,6 +19,8 @@ from pathlib import Path
 
 HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 PAGE_TOKENS = 64
+# The other codecs have the same sides: k3v2 those of k3v3 and k2v2, k8v3 those of k8v4 and k3v3.
+GOLDEN_CODECS = ("f16", "hybrid", "scalar43", "k4v3", "k3v3", "k2v2", "k8v4")
 D1 = bytes.fromhex("23cdf866c8c08c92c81d631a2e67be1040b4e70a4e59945db57308cfa737d49b")
 D2 = bytes.fromhex("f319a1d2015257a61ca463c2c4668c69abc50168f1ad6103814ebed59f598b54")
 HARTLEY_ROW = {  # the digits of section 2
@@ -629,6 +633,61 @@ def golden_page(codec, side, d, rotation, sketch):
     return "\n".join(lines) + "\n"
 
 
+DIGEST_CELLS = (0, 21, 42, 63)
+DIGEST_DIMS = (64, 80, 128, 256)
+
+
+def fnv1a(data):
+    digest = 0xCBF29CE484222325
+    for byte in data:
+        digest = (digest ^ byte) * 0x100000001B3 & MASK64
+    return digest
+
+
+def page_digest(codec, side, d):
+    """Of a page with rows of the kind bell, whose seeds are their cells."""
+    page = bytearray(page_bytes(codec, side, d))
+    for cell in DIGEST_CELLS:
+        x = [f32(v) for v in bell(cell, d, -15)]
+        if codec == "f16":
+            struct.pack_into(f"<{d}H", page, 2 * cell * d, *map(f16_bits, x))
+        else:
+            write_cell(page, codec, side, d, cell, *encode_row(codec, side, x))
+    return fnv1a(page)
+
+
+def digest_header():
+    rows = [
+        f"    {{KVT_CODEC_{codec.upper()}, KVT_{side.upper()}, {d}, 0x{page_digest(codec, side, d):016x}}},"
+        for codec in GOLDEN_CODECS for side in ("key", "value") for d in DIGEST_DIMS
+    ]  # fmt: skip
+    return "\n".join([
+        "// Made by scripts/make_golden.py from docs/format.md alone: FNV-1a of pages with the rows of self_test.cc.",
+        "#pragma once",
+        "",
+        '#include "kvturbo/kvturbo.h"',
+        "",
+        "#include <cstdint>",
+        "",
+        "namespace kvt::cli {",
+        "",
+        "struct GoldenDigest {",
+        "  kvt_codec_id codec;",
+        "  kvt_side side;",
+        "  unsigned head_dim;",
+        "  std::uint64_t digest;",
+        "};",
+        "",
+        f"inline constexpr unsigned kDigestCells[] = {{{', '.join(map(str, DIGEST_CELLS))}}};",
+        "inline constexpr GoldenDigest kGoldenDigests[] = {",
+        *rows,
+        "};",
+        "",
+        "}  // namespace kvt::cli",
+        "",
+    ])  # fmt: skip
+
+
 def header_bytes(**changes):
     """A valid header (section 6) with fields replaced; `raw` sets bytes at an offset."""
     field = dict(
@@ -804,11 +863,11 @@ def main():
     check_places()
     check_chains()
     tests = Path(__file__).resolve().parent.parent / "tests"
-    files = {tests / "golden-errors" / f"{name}.txt": text for name, text in error_files().items()}
+    files = {tests.parent / "cli" / "golden_digests.h": digest_header()}
+    files |= {tests / "golden-errors" / f"{name}.txt": text for name, text in error_files().items()}
     for d in HEAD_DIMS:
         rotation, sketch = dense_rotation(d, D1), dense_rotation(d, D2)
-        # The other codecs have the same sides: k3v2 those of k3v3 and k2v2, k8v3 those of k8v4 and k3v3.
-        for codec in ("f16", "hybrid", "scalar43", "k4v3", "k3v3", "k2v2", "k8v4"):
+        for codec in GOLDEN_CODECS:
             for side in ("key", "value"):
                 path = tests / "golden" / f"{codec}_{side}_{d}.txt"
                 files[path] = golden_page(codec, side, d, rotation, sketch)

@@ -29,8 +29,10 @@ import json, sys
 rows = json.load(sys.stdin)
 assert [row["cache"] for row in rows] == sys.argv[1].split(","), rows
 for row in rows:
-    assert list(row) == ["cache", "test", "depth", "threads", "tokens_per_second", "ratio_stock_f16"], list(row)
+    assert list(row) == ["model", "cache", "test", "depth", "threads", "tokens_per_second", "ratio_stock_f16", "kv_bytes_per_token",
+                         "kv_bytes_fixed", "kv_bytes_per_token_f16", "active_weight_bytes"], list(row)
     assert row["tokens_per_second"] > 0 and row["ratio_stock_f16"] > 0, row
+    assert 0 < row["kv_bytes_per_token"] <= row["kv_bytes_per_token_f16"] < row["active_weight_bytes"], row
 PYTHON
 
 # The kernels alone. One f16 row for each shape comes on top of the codecs asked for.
@@ -78,5 +80,46 @@ if [ -x "${TEST_HOST_BIN:-}/llama-bench" ] && [ -e "${TEST_MODEL:-}" ] && [ -e "
   expect_exit 0 kvturbo bench model -m "$TEST_MODEL" --host "$TEST_HOST_BIN" --plugin "$TEST_PLUGIN" --stock f16 --codec hybrid -p 16 -n 0 -d 64 --rounds 1 --json
   check "$work/check_model.py" "stock f16,hybrid"
 fi
+
+# The page. From what the commands above print, and from eval's: one line of JSON is enough.
+model_row='{"model": "m<1>", "cache": "%s", "test": "%s", "depth": %d, "threads": 2, "tokens_per_second": %s, "ratio_stock_f16": %s,
+  "kv_bytes_per_token": %d, "kv_bytes_fixed": 10, "kv_bytes_per_token_f16": 200, "active_weight_bytes": 1000}'
+# shellcheck disable=SC2059 # the format is ours
+printf "[$model_row, $model_row, $model_row]" "stock f16" tg8 0 50 1 200 "stock f16" tg8 512 25 1 200 k4v3 tg8 512 null 2 50 >"$work/model.json"
+echo '[{"measure": "divergence", "model": "m", "text": "code", "n_ctx": 512, "kv": "k4v3", "bytes_per_token": 50, "bits": 3.9, "kld_mean": 0.01,
+  "kld_mean_error": 0.001}, {"measure": "greedy", "model": "m"}]' >"$work/eval.json"
+expect_exit 0 kvturbo bench kernel --quick --isa scalar --rounds 1 --tokens 64 --group 1 --threads 1 --codec k4v3 --no-ggml --json
+cp "$stdout" "$work/kernel.json"
+expect_exit 0 kvturbo bench report "$work/model.json" "$work/eval.json" "$work/kernel.json" -o "$work/report.html" --charts "$work/charts" --json
+cat >"$work/check_report.py" <<'PYTHON'
+import json, pathlib, re, sys
+import xml.etree.ElementTree as xml
+
+paths = [pathlib.Path(path) for path in json.load(sys.stdin)]
+charts = ["speed_depth_m_1___tg8", "ratio_depth_m_1___tg8", "memory_depth_m_1_", "kld_bits_m__code"]
+assert [p.stem for p in paths if p.suffix != ".png"] == ["report", *charts], paths
+page = paths[0].read_text()
+assert page.count("<svg") == len(charts) and page.count("<section>") == len(charts) + 1, page
+assert "m&lt;1&gt;" in page.replace(">", "&gt;") and "m<1>" not in page
+assert not re.search(r"(src|href)=|@import|url\(", page)  # self-contained
+for path in paths:
+    if path.suffix == ".svg":
+        xml.parse(path)
+speed = next(p for p in paths if p.stem.startswith("speed")).read_text()
+assert speed.count("<polyline") == 1 and "k4v3" not in speed, speed  # its tokens/s are not known
+assert next(p for p in paths if p.stem.startswith("ratio")).read_text().count("<polyline") == 2
+PYTHON
+check "$work/check_report.py"
+expect_exit 0 kvturbo bench report "$work/eval.json" -o -
+expect_stdout "^<!DOCTYPE html>"
+expect_exit 1 kvturbo bench report "$work/none.json"
+expect_one_error_line "$work/none.json: no such file; give what bench model"
+echo '[{"test": 1}]' >"$work/other.json"
+expect_exit 1 kvturbo bench report "$work/other.json"
+expect_one_error_line "$work/other.json: not a list of measurements; give what bench model"
+expect_exit 1 kvturbo bench report "$work/eval.json" -o /nowhere/report.html
+expect_one_error_line "/nowhere/report.html: cannot be written"
+expect_exit 2 kvturbo bench report
+expect_one_error_line "command line: FILE is required; see kvturbo bench --help"
 
 finish

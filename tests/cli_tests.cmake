@@ -8,3 +8,8 @@ foreach(name run bad_input models doctor serve readme)
 endforeach()
 # It builds in the build folder and uses the user's cache: alone; and it runs ./demo, which may take long on a busy machine.
 set_tests_properties(cli.readme PROPERTIES RUN_SERIAL TRUE TIMEOUT 600)
+
+add_executable(doctor_test ${CMAKE_CURRENT_LIST_DIR}/doctor_test.cc ${PROJECT_SOURCE_DIR}/cli/self_test.cc ${PROJECT_SOURCE_DIR}/cli/machine_info.cc)
+target_include_directories(doctor_test PRIVATE ${PROJECT_SOURCE_DIR}/cli ${PROJECT_SOURCE_DIR}/src)
+target_link_libraries(doctor_test PRIVATE kvturbo_static kvturbo_warnings fmt::fmt GTest::gtest_main Threads::Threads)
+add_test(NAME doctor COMMAND doctor_test)

@@ -1,19 +1,14 @@
-// Parts of `kvturbo eval` that need no host: what llama-perplexity prints, names of caches, the head of a GGUF file, charts.
+// Parts of `kvturbo eval` that need no host: what llama-perplexity prints, names of caches, charts.
 #include <gtest/gtest.h>
-
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "cli_error.h"
 #include "eval_settings.h"
-#include "gguf_header.h"
 #include "perplexity_output.h"
 #include "svg_chart.h"
 
@@ -158,87 +153,6 @@ TEST(KvSetting, RefusesWhatItDoesNotKnow) {
   }
 }
 
-// A GGUF file with metadata alone.
-class GgufBytes {
- public:
-  GgufBytes(std::uint64_t n_entries, std::uint32_t version = 3) {
-    put("GGUF", 4), number(version, 4), number(0, 8), number(n_entries, 8);
-  }
-
-  GgufBytes& text(const std::string& name, const std::string& value) {
-    return string(name), number(8, 4), string(value), *this;
-  }
-  GgufBytes& integer(const std::string& name, std::uint32_t value) {
-    return string(name), number(4, 4), number(value, 4), *this;
-  }
-  GgufBytes& integers(const std::string& name, const std::vector<std::uint32_t>& values) {
-    string(name), number(9, 4), number(5, 4), number(values.size(), 8);
-    for (const std::uint32_t value : values) number(value, 4);
-    return *this;
-  }
-  GgufBytes& texts(const std::string& name, const std::vector<std::string>& values) {
-    string(name), number(9, 4), number(8, 4), number(values.size(), 8);
-    for (const std::string& value : values) string(value);
-    return *this;
-  }
-
-  GgufHeader read(std::size_t cut = 0) const {
-    const auto path = std::filesystem::temp_directory_path() / ("kvturbo_eval_test_" + std::to_string(getpid()) + ".gguf");
-    std::ofstream(path, std::ios::binary) << bytes_.substr(0, bytes_.size() - cut);
-    struct Remove {
-      std::filesystem::path path;
-      ~Remove() { std::filesystem::remove(path); }
-    } remove{path};
-    return read_gguf_header(path);
-  }
-
- private:
-  void put(const char* data, std::size_t size) { bytes_.append(data, size); }
-  void number(std::uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; ++i) bytes_ += static_cast<char>(value >> (8 * i) & 255);
-  }
-  void string(const std::string& value) { number(value.size(), 8), bytes_ += value; }
-
-  std::string bytes_;
-};
-
-TEST(GgufHeader, HeadDimFromTheEmbedding) {
-  const GgufHeader header = GgufBytes(7)
-                                .text("general.architecture", "llama")
-                                .texts("tokenizer.ggml.tokens", {"a", "b"})
-                                .integer("llama.block_count", 30)
-                                .integer("llama.context_length", 8192)
-                                .integer("llama.embedding_length", 576)
-                                .integer("llama.attention.head_count", 9)
-                                .integer("llama.attention.head_count_kv", 3)
-                                .read();
-  EXPECT_EQ(header.context_length, 8192u);
-  EXPECT_EQ(header.kv_elements_per_token, 30u * 3 * (64 + 64));
-}
-
-TEST(GgufHeader, HeadsAndDimsOfTheirOwn) {
-  const GgufHeader header = GgufBytes(7)
-                                .text("general.architecture", "x")
-                                .integer("x.block_count", 3)
-                                .integer("x.embedding_length", 640)
-                                .integer("x.attention.head_count", 4)
-                                .integers("x.attention.head_count_kv", {1, 2, 0})
-                                .integer("x.attention.key_length", 256)
-                                .integer("x.attention.value_length", 128)
-                                .read();
-  EXPECT_EQ(header.kv_elements_per_token, 3u * (256 + 128));
-  EXPECT_EQ(header.context_length, 0u);
-}
-
-TEST(GgufHeader, RefusesDamage) {
-  GgufBytes good(1);
-  good.text("general.architecture", "llama");
-  EXPECT_NO_THROW(good.read());
-  EXPECT_THROW(good.read(1), CliError);
-  EXPECT_THROW(GgufBytes(1).read(), CliError);
-  EXPECT_THROW(GgufBytes(0, 1).read(), CliError);
-}
-
 std::size_t count(const std::string& text, const std::string& part) {
   std::size_t n = 0;
   for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
@@ -254,6 +168,17 @@ TEST(SvgChart, DrawsPointsAndEscapesText) {
   EXPECT_EQ(count(svg, "<polyline"), 1u);
   EXPECT_EQ(count(svg, "a &lt; b &amp; c"), 1u);
   EXPECT_EQ(count(svg, "left out"), 0u);
+  EXPECT_EQ(count(svg, "nan"), 0u);
+  EXPECT_EQ(count(svg, "inf"), 0u);
+}
+
+TEST(SvgChart, LinearAxesBeginAtZero) {
+  Chart chart{.title = "", .x_label = "", .y_label = "", .series = {{"s", {{0, 10, ""}, {2048, 0, ""}, {4096, -1, ""}}}}};
+  EXPECT_EQ(chart_svg(chart), "");  // logarithmic: no point has x > 0 and y > 0
+  chart.x_scale = chart.y_scale = AxisScale::kLinear;
+  const std::string svg = chart_svg(chart);
+  EXPECT_EQ(count(svg, "<circle"), 3u);  // two points and the legend; -1 is left out
+  EXPECT_EQ(count(svg, ">1024<"), 1u);
   EXPECT_EQ(count(svg, "nan"), 0u);
   EXPECT_EQ(count(svg, "inf"), 0u);
 }
