@@ -111,16 +111,20 @@ generate() {
   local run=(stock)
   [ $# -gt 0 ] && run=(ours "$@")
   "${run[@]}" llama-completion -m "$KVT_MODEL" -p "${KVT_PROMPT:-The history of the steam engine begins}" -n "$n" --temp 0 --seed 1 -no-cnv \
-    --no-display-prompt -c 4096 >"$out" 2>"$out.log" </dev/null || trouble "$out.log"
+    --no-display-prompt -c 4096 >"$out" 2>"$out.log" </dev/null && return
+  trouble "$out.log"
+  return 1
 }
 
 part_smoke() {
   KVT_MODEL="${KVT_MODEL:-$big}"
   nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  generate "$work/smoke" 16 KVTURBO_CODEC=k4v3
+  generate "$work/smoke.stock" 16 || exit 1
+  generate "$work/smoke" 16 KVTURBO_CODEC=k4v3 || { tail -n 40 "$work/smoke.log" | cut -c 1-300; exit 1; }
   lines "$work/smoke.log"
   grep -aE 'skipping device|using device|KV buffer size|graph splits|compute buffer size' "$work/smoke.log" | cut -c 1-160
-  head -c 200 "$work/smoke"; echo
+  echo "stock: $(head -c 200 "$work/smoke.stock" | tr '\n' ' ')"
+  echo "k4v3:  $(head -c 200 "$work/smoke" | tr '\n' ' ')"
 }
 
 perplexity() { grep -aoE 'PPL = [0-9.]+' "$1" | tail -n 1; }
