@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr uint32_t kHeads = 8, kGroup = 4, kDim = 128, kFirst = 4, kWindow = 48, kRing = 56;
+constexpr uint32_t kHeads = 8, kGroup = 4, kDim = 128, kFirst = 4, kWindow = 48, kRing = 56, kMeanCells = 512;
 
 void check(kvt_status status, const char* what) {
   if (status == KVT_OK) return;
@@ -69,11 +69,17 @@ struct Tensor {
   size_t page_bytes;
   char* pages;
   kvt_cuda_exact_rows exact{};
+  // Conditioning, of keys.
+  float *scale, *units;
+  int8_t* means;
 
   Tensor(kvt_codec_id codec, kvt_side side, uint32_t n_streams, uint32_t n_cells)
       : codec(codec), side(side), n_streams(n_streams), n_cells(n_cells), page_bytes(kvt_page_bytes_for(codec, side, kDim)) {
     pages = allocate<char>(n_streams * stream_stride(), 0);
     fill_pages(codec, side, kDim, pages, size_t{n_streams} * kHeads * n_cells / KVT_PAGE_TOKENS, 1 + side);
+    scale = allocate<float>(kHeads * kDim, 0x3f);  // 0.75
+    units = allocate<float>(n_means() * kHeads * n_streams, 0x3c);
+    means = allocate<int8_t>(n_means() * kHeads * n_streams * kDim, 1);
     exact.struct_size = sizeof exact;
     exact.n_streams = n_streams;
     exact.n_first = kFirst;
@@ -92,7 +98,8 @@ struct Tensor {
   }
   ~Tensor() {
     for (void* p : {static_cast<void*>(pages), static_cast<void*>(exact.first), static_cast<void*>(exact.ring),
-                    static_cast<void*>(exact.ring_cells), static_cast<void*>(exact.ring_next)}) {
+                    static_cast<void*>(exact.ring_cells), static_cast<void*>(exact.ring_next), static_cast<void*>(scale),
+                    static_cast<void*>(units), static_cast<void*>(means)}) {
       cudaFree(p);
     }
   }
@@ -100,6 +107,19 @@ struct Tensor {
   Tensor& operator=(const Tensor&) = delete;
   size_t head_stride() const { return page_bytes * n_cells / KVT_PAGE_TOKENS; }
   size_t stream_stride() const { return head_stride() * kHeads; }
+  size_t n_means() const { return (n_cells + kMeanCells - 1) / kMeanCells; }
+
+  template <class Args>
+  void set_means(Args* a) const {
+    a->key_scale_head_stride = kDim * sizeof(float);
+    a->key_mean = means;
+    a->key_mean_head_stride = n_means() * kDim;
+    a->key_mean_stream_stride = kHeads * a->key_mean_head_stride;
+    a->key_mean_unit = units;
+    a->key_mean_unit_head_stride = n_means() * sizeof(float);
+    a->key_mean_unit_stream_stride = kHeads * a->key_mean_unit_head_stride;
+    a->mean_cells = kMeanCells;
+  }
 
   kvt_cuda_encode_args encode_args(const void* src, const int64_t* cells, uint32_t n_rows) const {
     kvt_cuda_encode_args a{};
@@ -121,6 +141,10 @@ struct Tensor {
     a.cells_per_stream = n_cells;
     a.round_to_half = 1;
     a.exact = &exact;
+    if (side == KVT_KEY) {
+      a.key_inverse_scale = scale;
+      set_means(&a);
+    }
     return a;
   }
 };
@@ -135,7 +159,18 @@ void bench_shape(kvt_codec_id codec, uint32_t n_streams, uint32_t n_cells) {
   auto* cells = allocate<int64_t>(n_streams, 0);
   KVT_BENCH_CHECK(cudaMemcpy(cells, host_cells.data(), n_streams * sizeof(int64_t), cudaMemcpyHostToDevice));
   const kvt_cuda_encode_args encode[2] = {k.encode_args(rows, cells, n_streams), v.encode_args(rows, cells, n_streams)};
-  const double append_us = time_us(stream, [&] {
+  const double append_us = time_us(stream, [&] { check(kvt_cuda_append(&encode[0], &encode[1], stream), "kvt_cuda_append"); });
+  const double begin_us = time_us(stream, [&] { check(kvt_cuda_begin_means(&encode[0], k.scale, stream), "kvt_cuda_begin_means"); });
+  // No run has a mean: the last one of each stream is begun.
+  const double begin_all_us = time_us(stream, [&] {
+    KVT_BENCH_CHECK(cudaMemsetAsync(k.units, 0xbf, k.n_means() * kHeads * n_streams * sizeof(float), stream));  // -1.5
+    check(kvt_cuda_begin_means(&encode[0], k.scale, stream), "kvt_cuda_begin_means");
+  });
+  KVT_BENCH_CHECK(cudaMemset(k.units, 0x3c, k.n_means() * kHeads * n_streams * sizeof(float)));
+  kvt_cuda_encode_args codes_only[2] = {encode[0], encode[1]};
+  for (kvt_cuda_encode_args& a : codes_only) a.exact = nullptr;
+  const double codes_us = time_us(stream, [&] { check(kvt_cuda_append(&codes_only[0], &codes_only[1], stream), "kvt_cuda_append"); });
+  const double encode_us = time_us(stream, [&] {
     for (const kvt_cuda_encode_args& a : encode) check(kvt_cuda_encode(&a, stream), "kvt_cuda_encode");
   });
 
@@ -185,6 +220,9 @@ void bench_shape(kvt_codec_id codec, uint32_t n_streams, uint32_t n_cells) {
   auto* workspace = allocate<char>(workspace_bytes, 0);
   const auto attend = [&] { check(kvt_cuda_attend(&a, workspace, workspace_bytes, stream), "kvt_cuda_attend"); };
   const double plain_us = time_us(stream, attend);
+  a.key_scale = k.scale;
+  k.set_means(&a);
+  const double means_us = time_us(stream, attend);
   a.exact_k = &k.exact;
   a.exact_v = &v.exact;
   a.step = prepared;
@@ -216,8 +254,8 @@ void bench_shape(kvt_codec_id codec, uint32_t n_streams, uint32_t n_cells) {
     decode_us[t->side] = time_us(stream, [&] { check(kvt_cuda_decode(&d, stream), "kvt_cuda_decode"); });
   }
   const double n_decoded = static_cast<double>(n_streams) * n_cells * kHeads;
-  std::printf("| B%u %uK | %s | %.1f | %.1f | %.1f | %.1f | %.2f | %.2f |\n", n_streams, n_cells / 1024, kvt_codec_name(codec), append_us,
-              prepare_us, attend_us, plain_us, n_decoded / decode_us[0] / 1e3, n_decoded / decode_us[1] / 1e3);
+  std::printf("| B%u %uK | %s | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.1f | %.2f | %.2f |\n", n_streams, n_cells / 1024, kvt_codec_name(codec),
+              append_us, codes_us, encode_us, begin_us, begin_all_us, prepare_us, attend_us, means_us, plain_us, n_decoded / decode_us[0] / 1e3, n_decoded / decode_us[1] / 1e3);
   std::fflush(stdout);
   for (void* p : {static_cast<void*>(rows), static_cast<void*>(cells), static_cast<void*>(mask), static_cast<void*>(prepared),
                   static_cast<void*>(q), static_cast<void*>(out), static_cast<void*>(workspace), static_cast<void*>(decoded)}) {
@@ -231,8 +269,8 @@ void bench_shape(kvt_codec_id codec, uint32_t n_streams, uint32_t n_cells) {
 void bench_engine(const std::vector<kvt_codec_id>& codecs) {
   std::printf("\nAn engine's step, one layer of %u kv heads, group %u, head dim %u, one token a stream, %u first and %u newest rows exact; us\n\n",
               kHeads, kGroup, kDim, kFirst, kWindow);
-  std::printf("| shape | codec | append K and V | prepare | attend by the step | attend without | decode keys, G rows/s | values |\n");
-  std::printf("|---|---|---|---|---|---|---|---|\n");
+  std::printf("| shape | codec | append K and V | codes alone | in two calls | begin means: none | one a stream | prepare | attend by the step | attend by codes with means | without | decode keys, G rows/s | values |\n");
+  std::printf("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (const kvt_codec_id codec : codecs) {
     for (const auto& [n_streams, n_cells] : {std::pair{1u, 4096u}, {1u, 32768u}, {1u, 131072u}, {8u, 32768u}})
       bench_shape(codec, n_streams, n_cells);

@@ -21,7 +21,7 @@ std::uint64_t n_cells(const ModelShape& shape, const CacheLayer& layer, std::uin
 struct SideSizes {
   double token_bytes = 0;
   std::uint64_t row_bytes = 0;     // exact rows, of each slot
-  std::uint64_t learnt_bytes = 0;  // conditioning, once
+  std::uint64_t learnt_bytes = 0;  // scale of keys, once
 };
 
 SideSizes stock_side(const CacheType& type, std::uint32_t n_kv_heads, std::uint32_t head_dim, bool* is_possible) {
@@ -29,15 +29,20 @@ SideSizes stock_side(const CacheType& type, std::uint32_t n_kv_heads, std::uint3
   return {static_cast<double>(n_kv_heads) * head_dim / type.block_values * type.block_bytes};
 }
 
-// plugin/cache_tensor.cc: pages; newest rows and sinks in fp16; for keys their mean, scale and inverse scale in fp32.
+// plugin/cache_tensor.cc: pages; newest rows and sinks in fp16; for keys their means (key_means.h) and scale.
 SideSizes our_side(const CacheType& type, const ExactRows& exact, kvt_side side, std::uint32_t n_kv_heads,
                    std::uint32_t head_dim) {
-  constexpr std::uint64_t kRecentSlack = 8;  // RecentRows::kSlack
+  constexpr std::uint64_t kRecentSlack = 6;  // RecentRows::kSlack
   const double page_bytes = static_cast<double>(kvt_page_bytes_for(type.codec, side, head_dim));
   const std::uint64_t values = std::uint64_t{n_kv_heads} * head_dim;
   const std::uint64_t n_rows = exact.n_sinks + (exact.n_recent > 0 ? exact.n_recent + kRecentSlack : 0);
-  const std::uint64_t conditioning = side == KVT_KEY && exact.is_conditioned ? 3 * values * sizeof(float) : 0;
-  return {page_bytes * n_kv_heads / KVT_PAGE_TOKENS, n_rows * values * sizeof(std::uint16_t), conditioning};
+  SideSizes sizes = {page_bytes * n_kv_heads / KVT_PAGE_TOKENS, n_rows * values * sizeof(std::uint16_t), 0};
+  if (side == KVT_KEY && exact.is_conditioned) {
+    constexpr double kMeanCells = 512;  // KeyMeans::kCells
+    sizes.token_bytes += static_cast<double>(values + n_kv_heads * sizeof(float)) / kMeanCells;
+    sizes.learnt_bytes = values * sizeof(float);
+  }
+  return sizes;
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace kvt::cli {
 namespace {
 
 constexpr const char* kPluginPrefix = "kvturbo: ";
+constexpr const char* kFarewell = "kvturbo: at exit: ";  // figures, which explain no failure
 
 // llama.cpp b11434 begins its lines with a time, a level letter and sometimes a component: "0.00.012.402 E srv  load_model:
 // ...". Older ones have no such prefix; then every line has level '?'.
@@ -25,6 +26,7 @@ std::vector<LogLine> parse_log(const std::string& log) {
   std::istringstream stream(log);
   for (std::string line; std::getline(stream, line);) {
     std::smatch match;
+    if (line.starts_with(kFarewell)) continue;
     if (std::regex_match(line, match, prefix)) {
       lines.push_back({match[1].str()[0], match[2].str()});
     } else if (!line.empty()) {

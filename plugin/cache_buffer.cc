@@ -3,9 +3,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
 
 #include "cache_image.h"
+#include "graph_runner.h"
+#include "no_throw.h"
+#include "plugin_messages.h"
 
 namespace kvt::plugin {
 namespace {
@@ -14,6 +19,18 @@ std::mutex g_live_mutex;
 std::vector<CacheBuffer*> g_live;
 
 CacheBuffer* context_of(ggml_backend_buffer_t buffer) { return static_cast<CacheBuffer*>(buffer->context); }
+
+constexpr const char* kCannotRead = "no memory to read the KV cache; use a smaller context (-c)";
+constexpr const char* kCannotWrite = "no memory to write to the KV cache; use a smaller context (-c)";
+
+// ggml has no way to report a failure from these functions and ends the process in its own ones. So do we: to go on would mean a cache
+// that holds something else than the host thinks.
+template <typename Work>
+void complete_or_abort(const char* no_memory, Work work) {
+  if (completes(work)) return;
+  say(no_memory);
+  std::abort();
+}
 
 // ---- ggml_backend_buffer_i
 
@@ -24,25 +41,37 @@ void* get_base(ggml_backend_buffer_t buffer) { return context_of(buffer)->base()
 // Hosts of backend API 2 place the tensors one by one; those of API 3 were placed when the buffer was made.
 enum ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   CacheBuffer* cache = context_of(buffer);
-  if (tensor->view_src == nullptr && cache->find(tensor->data) == nullptr) {
-    cache->add(tensor, static_cast<char*>(tensor->data));
+  if (cache->is_undecided() || tensor->view_src != nullptr || cache->find(tensor->data) != nullptr) return GGML_STATUS_SUCCESS;
+  return completes([&] { cache->add(tensor, static_cast<char*>(tensor->data)); }) ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
+}
+
+// In undecided buffers there are other tensors as well.
+char* plain_data(ggml_backend_buffer_t buffer, const ggml_tensor* tensor) {
+  return context_of(buffer)->is_undecided() ? static_cast<char*>(tensor->data) : nullptr;
+}
+
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset, size_t size) {
+  if (CacheTensor* cache = cache_tensor_of(tensor)) {
+    complete_or_abort(kCannotWrite, [&] { image_fill(cache, cache->offset_of(tensor->data) + offset, size, value); });
+  } else if (char* plain = plain_data(buffer, tensor)) {
+    std::memset(plain + offset, value, size);
   }
-  return GGML_STATUS_SUCCESS;
 }
 
-void memset_tensor(ggml_backend_buffer_t, ggml_tensor* tensor, uint8_t value, size_t offset, size_t size) {
-  CacheTensor* cache = cache_tensor_of(tensor);
-  if (cache != nullptr) image_fill(cache, cache->offset_of(tensor->data) + offset, size, value);
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+  if (CacheTensor* cache = cache_tensor_of(tensor)) {
+    complete_or_abort(kCannotWrite, [&] { image_set(cache, cache->offset_of(tensor->data) + offset, size, data); });
+  } else if (char* plain = plain_data(buffer, tensor)) {
+    std::memcpy(plain + offset, data, size);
+  }
 }
 
-void set_tensor(ggml_backend_buffer_t, ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
-  CacheTensor* cache = cache_tensor_of(tensor);
-  if (cache != nullptr) image_set(cache, cache->offset_of(tensor->data) + offset, size, data);
-}
-
-void get_tensor(ggml_backend_buffer_t, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
-  CacheTensor* cache = cache_tensor_of(tensor);
-  if (cache != nullptr) image_get(cache, cache->offset_of(tensor->data) + offset, size, data);
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+  if (CacheTensor* cache = cache_tensor_of(tensor)) {
+    complete_or_abort(kCannotRead, [&] { image_get(cache, cache->offset_of(tensor->data) + offset, size, data); });
+  } else if (const char* plain = plain_data(buffer, tensor)) {
+    std::memcpy(data, plain + offset, size);
+  }
 }
 
 // Rows that t covers, if it covers whole rows without gaps.
@@ -61,31 +90,47 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor* src, ggml_tensor* dst)
   CacheTensor* from = cache_tensor_of(src);
   CacheTensor* to = cache_tensor_of(dst);
   int64_t from_row, to_row, n_from, n_to;
+  if (from == nullptr && to == nullptr) {
+    const CacheBuffer* src_buffer = cache_buffer_of(owner_of(src)->buffer);
+    const CacheBuffer* dst_buffer = cache_buffer_of(owner_of(dst)->buffer);
+    const bool is_plain = src_buffer != nullptr && src_buffer->is_undecided() && dst_buffer != nullptr && dst_buffer->is_undecided();
+    if (is_plain) std::memcpy(dst->data, src->data, host().ggml_nbytes(src));
+    return is_plain;
+  }
   if (from == nullptr || to == nullptr || !whole_rows(*from, src, &from_row, &n_from) ||
       !whole_rows(*to, dst, &to_row, &n_to)) {
     return false;
   }
-  return n_from == n_to && image_copy_pages(from, from_row, to, to_row, n_to);
+  bool is_copied = false;
+  complete_or_abort(kCannotWrite, [&] { is_copied = n_from == n_to && image_copy_pages(from, from_row, to, to_row, n_to); });
+  return is_copied;
 }
 
-void clear(ggml_backend_buffer_t buffer, uint8_t value) {
-  for (const auto& tensor : context_of(buffer)->tensors()) image_fill(tensor.get(), 0, tensor->image_bytes(), value);
+void clear_buffer(ggml_backend_buffer_t buffer, uint8_t value) {
+  complete_or_abort(kCannotWrite, [&] { context_of(buffer)->clear(value); });
 }
 
 }  // namespace
 
-std::unique_ptr<CacheBuffer> CacheBuffer::create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory) {
-  const size_t bytes = round_up(std::max<size_t>(image_bytes, 1), os_page_bytes());
-  void* base = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+std::unique_ptr<CacheBuffer> CacheBuffer::map(size_t bytes, int protection, bool is_undecided, ggml_backend_buffer_type_t gpu_memory) {
+  bytes = round_up(std::max<size_t>(bytes, 1), os_page_bytes());
+  void* base = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
-  return std::unique_ptr<CacheBuffer>(new CacheBuffer(static_cast<char*>(base), bytes, gpu_memory));
+  return std::unique_ptr<CacheBuffer>(new CacheBuffer(static_cast<char*>(base), bytes, is_undecided, gpu_memory));
 }
+
+std::unique_ptr<CacheBuffer> CacheBuffer::create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory) {
+  return map(image_bytes, PROT_NONE, false, gpu_memory);
+}
+
+std::unique_ptr<CacheBuffer> CacheBuffer::create_undecided(size_t bytes) { return map(bytes, PROT_READ | PROT_WRITE, true, nullptr); }
 
 CacheBuffer::~CacheBuffer() {
   {
     const std::lock_guard<std::mutex> lock(g_live_mutex);
     g_live.erase(std::remove(g_live.begin(), g_live.end(), this), g_live.end());
   }
+  if (gpu_memory_ != nullptr) finish_all_graphs();  // what they have left to do may concern these tensors
   tensors_.clear();
   munmap(base_, bytes_);
 }
@@ -99,11 +144,12 @@ ggml_backend_buffer_t CacheBuffer::to_ggml(std::unique_ptr<CacheBuffer> buffer, 
   table.set_tensor = set_tensor;
   table.get_tensor = get_tensor;
   table.cpy_tensor = cpy_tensor;
-  table.clear = clear;
-  CacheBuffer* raw = buffer.release();
-  raw->ggml_buffer_ = host().ggml_backend_buffer_init(buft, table, raw, size);
+  table.clear = clear_buffer;
+  CacheBuffer* raw = buffer.get();
   const std::lock_guard<std::mutex> lock(g_live_mutex);
   g_live.push_back(raw);
+  raw->ggml_buffer_ = host().ggml_backend_buffer_init(buft, table, raw, size);
+  buffer.release();
   return raw->ggml_buffer_;
 }
 
@@ -114,6 +160,27 @@ CacheTensor* CacheBuffer::add(const ggml_tensor* tensor, char* address) {
                                       [](const char* a, const std::unique_ptr<CacheTensor>& t) { return a < t->image(); });
   tensors_.insert(place, std::move(created));
   return result;
+}
+
+void CacheBuffer::adopt(const ggml_tensor* tensor) {
+  auto* address = static_cast<char*>(tensor->data);
+  const size_t size = host().ggml_nbytes(tensor);
+  const bool is_inside = address >= base_ && size <= bytes_ && static_cast<size_t>(address - base_) <= bytes_ - size;
+  if (!is_undecided_ || !is_inside || find(address) != nullptr) return;
+  if (static_cast<size_t>(address - base_) % os_page_bytes() != 0 || size % os_page_bytes() != 0) return;
+  add(tensor, address)->open_image();  // it is; the tensor does not know yet
+}
+
+// Zeros give memory back to the system, or never take it.
+void CacheBuffer::clear(uint8_t value) {
+  if (is_undecided_ && value == 0) madvise(base_, bytes_, MADV_DONTNEED);
+  char* end = base_;  // of what is cleared
+  for (const auto& tensor : tensors_) {
+    if (is_undecided_ && value != 0) std::memset(end, value, static_cast<size_t>(tensor->image() - end));
+    image_fill(tensor.get(), 0, tensor->image_bytes(), value);
+    end = tensor->image() + tensor->image_bytes();
+  }
+  if (is_undecided_ && value != 0) std::memset(end, value, static_cast<size_t>(base_ + bytes_ - end));
 }
 
 CacheTensor* CacheBuffer::find(const void* address) {
@@ -127,7 +194,8 @@ CacheTensor* CacheBuffer::find(const void* address) {
 void CacheBuffer::update_ggml_size() {
   size_t bytes = 0;
   for (const auto& tensor : tensors_) bytes += round_up(tensor->storage_bytes(), os_page_bytes());
-  if (ggml_buffer_ != nullptr) ggml_buffer_->size = bytes;
+  // An RPC client names places in the buffer that it was given: its size stays.
+  if (ggml_buffer_ != nullptr && !is_undecided_) ggml_buffer_->size = bytes;
 }
 
 CacheBuffer* cache_buffer_of(ggml_backend_buffer_t buffer) {

@@ -13,6 +13,9 @@ class CacheBuffer {
  public:
   // Reserves image_bytes of addresses. nullptr if there are none left. gpu_memory: as for CacheTensor.
   static std::unique_ptr<CacheBuffer> create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory);
+  // For a buffer of which only the size is known, as an RPC server gets it: plain memory, committed when it is first written, in which
+  // adopt() finds the tensors of a cache later. nullptr if there are no addresses left.
+  static std::unique_ptr<CacheBuffer> create_undecided(size_t bytes);
   ~CacheBuffer();
   CacheBuffer(const CacheBuffer&) = delete;
   CacheBuffer& operator=(const CacheBuffer&) = delete;
@@ -24,6 +27,11 @@ class CacheBuffer {
 
   // Places a tensor's image at address, which is a multiple of os_page_bytes from base.
   CacheTensor* add(const ggml_tensor* tensor, char* address);
+  // In an undecided buffer: the memory of a cache tensor is an image from now on, and what it holds already is kept. Tensors that are
+  // not whole pages of the system stay plain memory.
+  void adopt(const ggml_tensor* tensor);
+  bool is_undecided() const { return is_undecided_; }
+  void clear(uint8_t value);
   // The tensor whose image holds address; nullptr if none does.
   CacheTensor* find(const void* address);
   const std::vector<std::unique_ptr<CacheTensor>>& tensors() const { return tensors_; }
@@ -32,11 +40,13 @@ class CacheBuffer {
   void update_ggml_size();
 
  private:
-  CacheBuffer(char* base, size_t bytes, ggml_backend_buffer_type_t gpu_memory)
-      : base_(base), bytes_(bytes), gpu_memory_(gpu_memory) {}
+  CacheBuffer(char* base, size_t bytes, bool is_undecided, ggml_backend_buffer_type_t gpu_memory)
+      : base_(base), bytes_(bytes), is_undecided_(is_undecided), gpu_memory_(gpu_memory) {}
+  static std::unique_ptr<CacheBuffer> map(size_t bytes, int protection, bool is_undecided, ggml_backend_buffer_type_t gpu_memory);
 
   char* base_;
   size_t bytes_;
+  bool is_undecided_;
   ggml_backend_buffer_type_t gpu_memory_;
   ggml_backend_buffer_t ggml_buffer_ = nullptr;
   std::vector<std::unique_ptr<CacheTensor>> tensors_;  // by address

@@ -1,5 +1,7 @@
 #include "cache_buffer_type.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <string>
@@ -7,6 +9,7 @@
 
 #include "cache_buffer.h"
 #include "codec_store.h"
+#include "no_throw.h"
 #include "startup_report.h"
 #include "wrapped_device.h"
 
@@ -53,6 +56,13 @@ void say_other_type(const ggml_tensor* t) {
                         "; leave out -ctk and -ctv (kvturbo needs f16, the default, there)");
 }
 
+// nullptr if there is no memory: the host says so and gives up.
+ggml_backend_buffer_t to_ggml(std::unique_ptr<CacheBuffer> cache, ggml_backend_buffer_type_t buft, size_t size) {
+  if (cache == nullptr) return nullptr;
+  g_was_cache_allocated = true;
+  return CacheBuffer::to_ggml(std::move(cache), buft, size);
+}
+
 ggml_backend_buffer_t alloc_cache(ggml_backend_buffer_type_t buft, ggml_tensor** tensors, int n_tensors) {
   size_t image_bytes = 0, size = 0;
   for (int i = 0; i < n_tensors; ++i) {
@@ -62,20 +72,23 @@ ggml_backend_buffer_t alloc_cache(ggml_backend_buffer_type_t buft, ggml_tensor**
   }
   std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(image_bytes, gpu_memory(buft));
   if (cache == nullptr) return nullptr;
-  CacheBuffer* placed = cache.get();
-  ggml_backend_buffer_t buffer = CacheBuffer::to_ggml(std::move(cache), buft, size);
-  char* address = placed->base();
+  char* address = cache->base();
   for (int i = 0; i < n_tensors; ++i) {
+    if (tensors[i]->view_src != nullptr) continue;
+    cache->add(tensors[i], address);
+    address += image_slot_bytes(tensors[i]);
+  }
+  address = cache->base();
+  ggml_backend_buffer_t buffer = to_ggml(std::move(cache), buft, size);
+  for (int i = 0; buffer != nullptr && i < n_tensors; ++i) {
     if (tensors[i]->view_src != nullptr) continue;
     tensors[i]->buffer = buffer;
     tensors[i]->data = address;
-    placed->add(tensors[i], address);
     address += image_slot_bytes(tensors[i]);
   }
-  for (int i = 0; i < n_tensors; ++i) {
+  for (int i = 0; buffer != nullptr && i < n_tensors; ++i) {
     if (tensors[i]->view_src != nullptr && tensors[i]->buffer == nullptr) host().ggml_backend_view_init(tensors[i]);
   }
-  g_was_cache_allocated = true;
   return buffer;
 }
 
@@ -97,6 +110,18 @@ bool is_cache_size(size_t size) {
   return false;
 }
 
+// ---- llama.cpp's RPC server asks for buffers by size alone: weights, caches and working space look alike until a graph names them.
+
+bool is_rpc_server() {
+  static const bool result = [] {
+    char path[4096];
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof(path));
+    const std::string name(path, n > 0 ? static_cast<size_t>(n) : 0);
+    return name.find("rpc-server", name.rfind('/') + 1) != std::string::npos;
+  }();
+  return result;
+}
+
 // ---- ggml_backend_buffer_type_i
 
 const char* get_name(ggml_backend_buffer_type_t buft) {
@@ -105,14 +130,18 @@ const char* get_name(ggml_backend_buffer_type_t buft) {
 }
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size) {
-  if (host().api_version < 3 && is_cache_size(size)) {
-    t_asked.cache_sizes.clear();
-    std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(size, gpu_memory(buft));
-    if (cache == nullptr) return nullptr;
-    g_was_cache_allocated = true;
-    return CacheBuffer::to_ggml(std::move(cache), buft, size);
-  }
-  return host().ggml_backend_buft_alloc_buffer(inner_type(buft), size);
+  ggml_backend_buffer_t buffer = nullptr;
+  completes([&] {
+    if (host().api_version < 3 && is_cache_size(size)) {
+      t_asked.cache_sizes.clear();
+      buffer = to_ggml(CacheBuffer::create(size, gpu_memory(buft)), buft, size);
+    } else if (is_rpc_server() && gpu_memory(buft) == nullptr) {
+      buffer = to_ggml(CacheBuffer::create_undecided(size), buft, size);
+    } else {
+      buffer = host().ggml_backend_buft_alloc_buffer(inner_type(buft), size);
+    }
+  });
+  return buffer;
 }
 
 ggml_backend_buffer_t alloc_buffer_n(ggml_backend_buffer_type_t buft, ggml_tensor** tensors, int n_tensors) {
@@ -124,7 +153,11 @@ ggml_backend_buffer_t alloc_buffer_n(ggml_backend_buffer_type_t buft, ggml_tenso
       if (parse_cache_name(owner->name, nullptr, nullptr)) say_other_type(owner);
     }
   }
-  if (is_cache) return alloc_cache(buft, tensors, n_tensors);
+  if (is_cache) {
+    ggml_backend_buffer_t buffer = nullptr;
+    completes([&] { buffer = alloc_cache(buft, tensors, n_tensors); });
+    return buffer;
+  }
   return host().ggml_backend_buft_alloc_buffer_n(inner_type(buft), tensors, n_tensors);
 }
 

@@ -50,6 +50,7 @@ void encode_head(CacheTensor* cache, const RowChunk& chunk, int64_t head, const 
     cells[n_changed++] = chunk.cell + i;
   }
   if (n_changed == 0) return;
+  if (cache->conditioner() != nullptr) begin_mean(cache, chunk.stream, head, chunk.cell);  // a chunk lies in one page
   replace_cells(cache, chunk.stream, head, values->fp32.data(), d, n_changed, cells);
 }
 
@@ -75,11 +76,11 @@ void image_decode(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_fp
 
 void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src, int part, int n_parts) {
   HeadValues values(cache->head_dim());
-  int64_t n_units = 0;
   for (int64_t done = 0; done < n_rows;) {
     const RowChunk chunk = chunk_at(*cache, first_row + done, n_rows - done);
-    for (int64_t head = 0; head < cache->n_heads(); ++head, ++n_units) {
-      if (n_units % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
+    // One writer for each head of a stream: keys may begin a mean.
+    for (int64_t head = 0; head < cache->n_heads(); ++head) {
+      if ((chunk.stream + head) % n_parts == part) encode_head(cache, chunk, head, src + done * cache->n_values(), &values);
     }
     done += chunk.n_rows;
   }
@@ -225,11 +226,15 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
       src_cell % kPageTokens == 0 && dst_cell % kPageTokens == 0 &&
       (n_rows % kPageTokens == 0 || (src_cell + n_rows == src->n_cells() && dst_cell + n_rows == dst->n_cells()));
   const bool has_exact_rows = src->n_exact() > 0 && (src_cell == 0 || dst_cell == 0);
-  if (!is_within_streams || !is_whole_pages || (has_exact_rows && src_cell != dst_cell)) return false;
+  const bool is_moved = src_cell != dst_cell && dst->conditioner() != nullptr;  // means belong to their cells
+  if (!is_within_streams || !is_whole_pages || is_moved || (has_exact_rows && src_cell != dst_cell)) return false;
   // In this order, so that dst is written back before the host's side of both is dropped, should they be one tensor.
   const HostSide src_side(src, src_row, n_rows, HostSide::For::kReading);
   const HostSide dst_side(dst, dst_row, n_rows, HostSide::For::kWriting);
-  if (dst->conditioner() != nullptr) dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  if (dst->conditioner() != nullptr) {
+    if (!dst->conditioner()->means().copy(src_row / src->n_cells(), dst_row / dst->n_cells(), src_cell, src_cell + n_rows)) return false;
+    dst->conditioner()->freeze();  // rows stored anew later would miss the copy
+  }
   if (has_exact_rows) {
     const size_t bytes = std::min(src->exact_stream_stride(), dst->exact_stream_stride());
     std::memcpy(dst->exact_row(dst_row / dst->n_cells(), 0, 0), src->exact_row(src_row / src->n_cells(), 0, 0), bytes);

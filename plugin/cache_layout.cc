@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cache_buffer.h"
+#include "cache_buffer_type.h"
 #include "cache_tasks.h"
 #include "codec_store.h"
 
@@ -14,7 +15,6 @@ namespace {
 std::mutex g_mutex;
 
 constexpr const char* kNoAttention = "no flash attention reads it; start the host with -fa on or -fa auto (the default)";
-constexpr const char* kNoMemory = "no memory for its pages; use a smaller context (-c)";
 
 bool is_undecided(const CacheTensor* cache) { return cache != nullptr && cache->state() == CacheTensor::State::kUndecided; }
 
@@ -37,14 +37,22 @@ bool settle_pair(CacheTensor* keys, CacheTensor* values, const ggml_tensor* k, c
   if (keys->n_values() % k->ne[0] != 0 || values->n_values() % v->ne[0] != 0) {
     return rows("its rows are not a whole number of heads; stored as f16");
   }
-  if ((is_undecided(keys) && !keys->make_pages(codec, k->ne[0])) ||
-      (is_undecided(values) && !values->make_pages(codec, v->ne[0]))) {
-    return rows(kNoMemory);
+  // Without memory for pages there is none for f16 rows either: the step fails, and the next one tries again.
+  return (!is_undecided(keys) || keys->make_pages(codec, k->ne[0])) && (!is_undecided(values) || values->make_pages(codec, v->ne[0]));
+}
+
+// What a graph writes rows to by the name of a cache is one, also where its buffer was asked for by size.
+void adopt_caches(const ggml_cgraph* graph) {
+  for (int i = 0; i < graph->n_nodes; ++i) {
+    if (graph->nodes[i]->op != host().op.set_rows) continue;
+    const ggml_tensor* owner = owner_of(graph->nodes[i]);
+    CacheBuffer* buffer = is_cache_tensor(owner) ? cache_buffer_of(owner->buffer) : nullptr;
+    if (buffer != nullptr && buffer->is_undecided()) buffer->adopt(owner);
   }
-  return true;
 }
 
 bool learn_locked(const ggml_cgraph* graph) {
+  adopt_caches(graph);
   bool is_done = true;
   for (int i = 0; i < graph->n_nodes; ++i) {
     const ggml_tensor* node = graph->nodes[i];
@@ -76,7 +84,8 @@ void learn_from_attention(const ggml_cgraph* graph) {
 
 bool settle_all(const ggml_cgraph* graph) {
   const std::lock_guard<std::mutex> lock(g_mutex);
-  bool is_done = learn_locked(graph);
+  if (!learn_locked(graph)) return false;
+  bool is_done = true;
   for (int i = 0; i < graph->n_nodes; ++i) {
     const ggml_tensor* node = graph->nodes[i];
     if (host().is_empty_op(node->op)) continue;

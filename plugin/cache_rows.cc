@@ -1,5 +1,6 @@
 #include "cache_rows.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "api/engine_encode.h"
@@ -16,10 +17,40 @@ void encode_cells(CacheTensor* cache, int64_t stream, int64_t head, const float*
     kvt_internal::floats_to_halves(cache->codec(), src + i * src_stride, d, half);
     if (cells[i] < cache->n_exact()) std::memcpy(cache->exact_row(stream, head, cells[i]), half, d * sizeof(ggml_fp16_t));
     kvt_internal::halves_to_floats(cache->codec(), half, d, row);
-    if (cache->conditioner() != nullptr) cache->conditioner()->apply(head, row, row);
   }
+  if (cache->conditioner() != nullptr) cache->conditioner()->apply(stream, head, cells, n, rows);
   kvt_internal::encode_unchecked(cache->codec(), cache->side(), rows, d, n, cells, cache->head_pages(stream, head),
                                  cache->page_stride());
+}
+
+void begin_mean(CacheTensor* cache, int64_t stream, int64_t head, int64_t cell) {
+  KeyMeans* means = &cache->conditioner()->means();
+  if (!means->is_new(stream, head, cell)) return;
+  const auto d = static_cast<size_t>(cache->head_dim());
+  const int64_t run_end = cell / KeyMeans::kCells * KeyMeans::kCells, end = run_end - KeyMeans::kUnsettledCells;
+  float sum[2][KVT_MAX_HEAD_DIM] = {};  // of all keys of the run before, of the newest
+  int64_t n[2] = {0, 0};
+  float rows[KVT_PAGE_TOKENS * KVT_MAX_HEAD_DIM];
+  for (int64_t first = std::max(run_end - KeyMeans::kCells, cache->n_exact()); first < end;) {
+    const int64_t page_end = std::min(end, (first / KVT_PAGE_TOKENS + 1) * KVT_PAGE_TOKENS);
+    kvt_decode(cache->codec(), KVT_KEY, cache->head_pages(stream, head), cache->page_stride(), static_cast<size_t>(first),
+               static_cast<size_t>(page_end - first), rows, d);
+    for (int64_t i = first; i < page_end; ++i) {
+      const float* row = rows + static_cast<size_t>(i - first) * d;
+      if (std::all_of(row, row + d, [](float x) { return x == 0; })) continue;  // an empty cell
+      for (const int which : {0, 1}) {
+        if (which == 1 && i < end - KeyMeans::kNewestCells) continue;
+        for (size_t c = 0; c < d; ++c) sum[which][c] += row[c];
+        ++n[which];
+      }
+    }
+    first = page_end;
+  }
+  for (const int which : {0, 1}) {
+    for (size_t c = 0; c < d; ++c) sum[which][c] /= static_cast<float>(std::max<int64_t>(1, n[which]));
+    if (run_end > 0) cache->conditioner()->undo(stream, head, run_end - 1, sum[which]);
+  }
+  means->predict(stream, head, cell, {sum[0], sum[1], n[0], n[1]});
 }
 
 void replace_cells(CacheTensor* cache, int64_t stream, int64_t head, const float* src, size_t src_stride, size_t n,
@@ -44,7 +75,7 @@ void read_rows(CacheTensor* cache, int64_t stream, int64_t head, int64_t first_c
     if (exact != nullptr) {
       host().ggml_fp16_to_fp32_row(exact, dst + i * d, cache->head_dim());
     } else if (cache->conditioner() != nullptr) {
-      cache->conditioner()->undo(head, dst + i * d);
+      cache->conditioner()->undo(stream, head, cell, dst + i * d);
     }
   }
 }

@@ -15,7 +15,11 @@ inline constexpr int64_t kMaxRowsAtOnce = KVT_PAGE_TOKENS;
 void encode_cells(CacheTensor* cache, int64_t stream, int64_t head, const float* src, size_t src_stride, size_t n,
                   const int64_t* cells);
 
-// The same for rows that change in place: cells that have entries among the newest rows keep them, with the new rows.
+// For keys that are conditioned: gives the run of cells that cell lies in a mean, if it has none. Call it before the first key of a run
+// is stored, when the keys of the run before are. One writer for each head at a time.
+void begin_mean(CacheTensor* cache, int64_t stream, int64_t head, int64_t cell);
+
+// As encode_cells, for rows that change in place: cells that have entries among the newest rows keep them, with the new rows.
 void replace_cells(CacheTensor* cache, int64_t stream, int64_t head, const float* src, size_t src_stride, size_t n,
                    const int64_t* cells);
 

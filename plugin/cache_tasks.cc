@@ -8,6 +8,7 @@
 #include "cache_image.h"
 #include "cache_rows.h"
 #include "fit_probe.h"
+#include "metrics.h"
 #include "startup_report.h"
 
 namespace kvt::plugin {
@@ -46,7 +47,42 @@ void keep_rows(const SetRowsTask* task) {
 
 }  // namespace
 
-void begin_set_rows(SetRowsTask* task) {
+void find_stages(SetRowsTask* task) {
+  task->later_stages.clear();
+  task->begins_mean = false;
+  const KeyConditioner* conditioner = task->cache->conditioner();
+  if (conditioner == nullptr || task->awaits_learning) return;
+  const ggml_tensor* index = task->node->src[1];
+  // Rows that the graph itself computes are known too late; no host does that. Their means are made in front of all.
+  task->begins_mean = owner_of(index)->op != host().op.none;
+  if (task->begins_mean) return;
+  std::pair<int64_t, int64_t> newest{-1, -1};  // stream and run whose mean is begun last
+  for (int64_t i = 0; i < task->node->src[0]->ne[1]; ++i) {
+    const int64_t row = task->first_row + row_index(index, i);
+    if (row < 0 || row >= task->cache->n_rows()) return;  // run_set_rows reports it
+    const int64_t stream = row / task->cache->n_cells(), cell = row % task->cache->n_cells();
+    const std::pair<int64_t, int64_t> at{stream, cell / KeyMeans::kCells};
+    if (at == newest || !conditioner->means().is_new(stream, cell)) continue;
+    newest = at;
+    i == 0 ? task->begins_mean = true : (task->later_stages.push_back(i), true);
+  }
+}
+
+void run_begin_means(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const auto* stage = static_cast<const SetRowsStage*>(user_data);
+  const SetRowsTask& task = *stage->task;
+  CacheTensor* cache = task.cache;
+  int64_t last_row = -1;
+  for (int64_t i = stage->begin; i < stage->end; ++i) {
+    const int64_t row = task.first_row + row_index(task.node->src[1], i);
+    if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
+    if (last_row >= 0 && row / KeyMeans::kCells == last_row / KeyMeans::kCells && row / cache->n_cells() == last_row / cache->n_cells()) continue;
+    last_row = row;
+    for (int64_t head = part; head < cache->n_heads(); head += n_parts) begin_mean(cache, row / cache->n_cells(), head, row % cache->n_cells());
+  }
+}
+
+void plan_set_rows(SetRowsTask* task) {
   RecentRows* recent = task->cache->recent();
   const ggml_tensor* index = task->node->src[1];
   task->has_batch = false;
@@ -55,32 +91,39 @@ void begin_set_rows(SetRowsTask* task) {
   bool is_known = owner_of(index)->op == host().op.none;
   const auto n = static_cast<size_t>(task->node->src[0]->ne[1]);
   task->batch.rows.resize(n);
-  std::vector<int32_t> cells(n);
   for (size_t i = 0; is_known && i < n; ++i) {
     const int64_t row = task->first_row + row_index(index, static_cast<int64_t>(i));
     is_known = row >= 0 && row < task->cache->n_rows();
     task->batch.rows[i].stream = static_cast<int32_t>(row / task->cache->n_cells());
-    cells[i] = static_cast<int32_t>(row % task->cache->n_cells());
+    task->batch.rows[i].cell = static_cast<int32_t>(row % task->cache->n_cells());
   }
   if (!is_known) return recent->clear();
-  recent->begin_batch(cells.data(), &task->batch);
-  task->cache->probe_schedule().add_rows(static_cast<int64_t>(n));
+  recent->plan_batch(&task->batch);
   task->has_batch = true;
+}
+
+void begin_set_rows(SetRowsTask* task) noexcept {
+  if (!task->has_batch) return;
+  task->cache->recent()->begin_batch(&task->batch);
+  task->cache->probe_schedule().add_rows(task->node->src[0]->ne[1]);
 }
 
 // A page has one writer at a time (format.md 4.2), so a share is the pages whose number, plus the head, falls to it.
 // Neighbouring rows of one owner go into one call.
 void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
-  const auto* task = static_cast<const SetRowsTask*>(user_data);
+  const OperationTimer timer(counters().encode_ns, part);
+  const auto* stage = static_cast<const SetRowsStage*>(user_data);
+  SetRowsTask* task = stage->task;
   CacheTensor* cache = task->cache;
   const ggml_tensor* rows = task->node->src[0];
   const ggml_tensor* index = task->node->src[1];
   const size_t src_stride = rows->nb[1] / sizeof(float);
-  for (int64_t head = part; task->has_batch && head < cache->n_heads(); head += n_parts) {
-    cache->recent()->write_batch(task->batch, static_cast<size_t>(head),
+  const bool is_first = stage->begin == 0;
+  for (int64_t head = part; is_first && task->has_batch && head < cache->n_heads(); head += n_parts) {
+    cache->recent()->write_batch(&task->batch, static_cast<size_t>(head),
                                  static_cast<const float*>(rows->data) + head * cache->head_dim(), src_stride);
   }
-  if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
+  if (is_first && cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
     if (part == 0) keep_rows(task);
     if (task->awaits_learning) return;
     if (part == 0) cache->conditioner()->set_stored();
@@ -95,7 +138,7 @@ void run_set_rows(ggml_tensor*, int part, int n_parts, void* user_data) {
       encode_cells(cache, run_stream, head, src + head * cache->head_dim(), src_stride, static_cast<size_t>(n_run), cells);
       n_run = 0;
     };
-    for (int64_t i = 0; i < rows->ne[1]; ++i) {
+    for (int64_t i = stage->begin; i < stage->end; ++i) {
       const int64_t row = task->first_row + row_index(index, i);
       if (row < 0 || row >= cache->n_rows()) {
         task->shared->has_failed = true;
@@ -144,6 +187,7 @@ void run_learn(ggml_tensor*, int part, int, void* user_data) {
 }
 
 void run_store_kept(ggml_tensor*, int part, int n_parts, void* user_data) {
+  const OperationTimer timer(counters().encode_ns, part);
   const auto* task = static_cast<const LearnTask*>(user_data);
   CacheTensor* keys = task->keys;
   const KeyConditioner* conditioner = keys->conditioner();
@@ -171,8 +215,7 @@ namespace {
 struct PagedView {
   CacheTensor* cache;
   const char* first_page;
-  bool is_from_first_cell;
-  int64_t stream, head;  // the first ones
+  int64_t stream, head, first_cell;  // the first ones
 };
 
 bool find_paged_view(const ggml_tensor* t, PagedView* view) {
@@ -185,12 +228,12 @@ bool find_paged_view(const ggml_tensor* t, PagedView* view) {
   const auto stream = static_cast<int64_t>(row) / cache->n_cells(), cell = static_cast<int64_t>(row) % cache->n_cells();
   const bool is_ours = t->ne[0] == cache->head_dim() && t->nb[0] == sizeof(ggml_fp16_t) && t->nb[1] == cache->row_bytes() &&
                        (t->ne[2] == 1 || t->nb[2] == head_bytes) && (t->ne[3] == 1 || t->nb[3] == stream_bytes) &&
-                       column % head_bytes == 0 && cell % KVT_PAGE_TOKENS == 0 && cell + t->ne[1] <= cache->n_cells();
+                       column % head_bytes == 0 && cell % KeyMeans::kCells == 0 && cell + t->ne[1] <= cache->n_cells();
   if (!is_ours) return false;
   view->cache = cache;
   view->first_page = cache->head_pages(stream, static_cast<int64_t>(column / head_bytes)) +
                      static_cast<size_t>(cell / KVT_PAGE_TOKENS) * cache->page_stride();
-  view->is_from_first_cell = cell == 0;
+  view->first_cell = cell;
   view->stream = stream;
   view->head = static_cast<int64_t>(column / head_bytes);
   return true;
@@ -268,10 +311,17 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   }
   if (const KeyConditioner* conditioner = keys.cache->conditioner()) {
     a.key_scale = conditioner->scale() + keys.head * k->ne[0];
-    a.key_mean = conditioner->mean() + keys.head * k->ne[0];
-    a.key_conditioning_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+    a.key_scale_head_stride = static_cast<size_t>(k->ne[0]) * sizeof(float);
+    const KeyMeans& means = conditioner->means();
+    a.mean_cells = KeyMeans::kCells;
+    a.key_mean_head_stride = static_cast<size_t>(means.n_means() * k->ne[0]);
+    a.key_mean_stream_stride = a.key_mean_head_stride * static_cast<size_t>(keys.cache->n_heads());
+    a.key_mean_unit_head_stride = static_cast<size_t>(means.n_means()) * sizeof(float);
+    a.key_mean_unit_stream_stride = a.key_mean_unit_head_stride * static_cast<size_t>(keys.cache->n_heads());
+    a.key_mean = means.codes(keys.stream, keys.head, keys.first_cell);
+    a.key_mean_unit = means.all_units() + (keys.stream * keys.cache->n_heads() + keys.head) * means.n_means() + keys.first_cell / KeyMeans::kCells;
   }
-  const bool has_exact_rows = keys.is_from_first_cell && values.is_from_first_cell;
+  const bool has_exact_rows = keys.first_cell == 0 && values.first_cell == 0;
   if (has_exact_rows && keys.cache->n_exact() > 0) {
     a.n_exact = static_cast<uint32_t>(keys.cache->n_exact());
     a.exact_k = keys.cache->exact_row(keys.stream, keys.head, 0);
@@ -292,6 +342,13 @@ bool make_attend_task(const ggml_tensor* node, AttendTask* task) {
   a.q = static_cast<const float*>(q->data);
   a.out = static_cast<float*>(node->data);
   return kvt_attend_workspace_bytes(task->codec, &a, 1) > 0;  // 0: the library cannot do it, for instance so large a group
+}
+
+void plan_attend(AttendTask* task) {
+  if (!task->takes_recent) return;
+  size_t most = 0;
+  for (const AttendTask::Side& side : {task->keys, task->values}) most = std::max(most, side.cache->recent()->most_entries(side.batch()));
+  task->recent_cells.reserve(task->shape.n_streams * most);
 }
 
 void begin_attend(AttendTask* task) {
@@ -343,6 +400,7 @@ void run_attend(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const AttendTask*>(user_data);
   if (part == 0 && task->is_probe_due) probe(*task);
   if (part == 0 && task->teaches) add_queries(*task->node->src[0], *task->keys.cache, task->keys.cache->conditioner());
+  const OperationTimer timer(counters().attend_ns, part);
   kvt_attention a = task->shape;
   a.q = static_cast<const float*>(task->node->src[0]->data);
   a.mask = task->node->src[3] != nullptr ? static_cast<const uint16_t*>(task->node->src[3]->data) : nullptr;

@@ -13,6 +13,7 @@ namespace kvt::plugin {
 // Shared by the tasks of a plan.
 struct TaskShared {
   std::atomic<bool> has_failed{false};
+  std::atomic<bool> has_run_out_of_memory{false};
   char* scratch = nullptr;  // f16 rows for operations that need plain tensors
   void* attend_workspace = nullptr;
   int n_threads = 0;  // that the workspace is made for
@@ -20,20 +21,35 @@ struct TaskShared {
 
 // SET_ROWS: rows of src[0] (f32) go to the rows of the cache that src[1] (i64 or i32) names.
 struct SetRowsTask {
-  TaskShared* shared;
-  const ggml_tensor* node;
-  CacheTensor* cache;
-  int64_t first_row;  // of the view that the node writes to
+  TaskShared* shared = nullptr;
+  const ggml_tensor* node = nullptr;
+  CacheTensor* cache = nullptr;
+  int64_t first_row = 0;  // of the view that the node writes to
   RecentRows::Batch batch;  // the newest rows, if the cache keeps them
   bool has_batch = false;
   // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
   bool awaits_learning = false;
+  // The rows are stored in stages, first rows of all but the first stage here: a key whose cells have no mean yet waits until the rows
+  // before it are stored, which the mean is made from.
+  std::vector<int64_t> later_stages;
+  bool begins_mean = false;  // the first stage does
 };
-// Before the graph runs: enters the rows among the newest ones.
-void begin_set_rows(SetRowsTask* task);
+// Rows begin .. end - 1 of a SET_ROWS.
+struct SetRowsStage {
+  SetRowsTask* task;
+  int64_t begin, end;
+};
+// Before the graph runs: plans to enter the rows among the newest ones (RecentRows::plan_batch).
+void plan_set_rows(SetRowsTask* task);
+// Enters them.
+void begin_set_rows(SetRowsTask* task) noexcept;
+// Finds its stages. What the host has put into src[1] is looked at.
+void find_stages(SetRowsTask* task);
+// For keys: the means of the cells of a stage.
+void run_begin_means(ggml_tensor* dst, int part, int n_parts, void* stage);
 // True if the task can do the node.
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache);
-void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* task);
+void run_set_rows(ggml_tensor* dst, int part, int n_parts, void* stage);
 
 // Before an operation that reads keys whose conditioning is being learnt: three tasks, in this order.
 struct LearnTask {
@@ -66,7 +82,9 @@ struct AttendTask {
 };
 // Fills shape, codec and slopes. False if the node is none that kvt_attend_thread can do.
 bool make_attend_task(const ggml_tensor* node, AttendTask* task);
-// Before the graph runs, after begin_set_rows: which of the newest rows it attends exactly.
+// Before the graph runs, after plan_set_rows: takes the memory for begin_attend.
+void plan_attend(AttendTask* task);
+// After begin_set_rows: which of the newest rows it attends exactly.
 void begin_attend(AttendTask* task);
 void run_attend(ggml_tensor* dst, int part, int n_parts, void* task);
 

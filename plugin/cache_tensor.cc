@@ -11,6 +11,7 @@
 #include "cache_image.h"
 #include "codec_store.h"
 #include "graph_runner.h"
+#include "no_throw.h"
 #include "startup_report.h"
 
 namespace kvt::plugin {
@@ -89,16 +90,27 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   codec_ = codec;
   head_dim_ = head_dim;
   pages_ = static_cast<char*>(pages);
-  state_ = State::kPages;
-  const CacheOptions& options = cache_options();
-  if (codec_id() != KVT_CODEC_F16) {
-    if (side_ == KVT_KEY && options.is_conditioned) conditioner_ = std::make_unique<KeyConditioner>(n_heads(), head_dim_);
-    n_exact_ = std::min<int64_t>(options.n_exact, n_cells_);
-    exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
-    if (options.n_recent > 0) {
-      recent_ = std::make_unique<RecentRows>(static_cast<size_t>(n_streams_), static_cast<size_t>(n_heads()),
-                                             static_cast<size_t>(head_dim_), static_cast<size_t>(options.n_recent));
+  // Either everything that a codec needs is there, and what was set before is encoded, or the tensor is as it was.
+  const bool is_done = completes([&] {
+    const CacheOptions& options = cache_options();
+    if (codec_id() != KVT_CODEC_F16) {
+      if (side_ == KVT_KEY && options.is_conditioned) {
+        conditioner_ = std::make_unique<KeyConditioner>(n_streams_, n_heads(), head_dim_, n_cells_);
+      }
+      n_exact_ = std::min<int64_t>(options.n_exact, n_cells_);
+      exact_.assign(static_cast<size_t>(n_streams_ * n_values_ * n_exact_), ggml_fp16_t{0});
+      if (options.n_recent > 0) {
+        recent_ = std::make_unique<RecentRows>(static_cast<size_t>(n_streams_), static_cast<size_t>(n_heads()),
+                                               static_cast<size_t>(head_dim_), static_cast<size_t>(options.n_recent));
+      }
     }
+    state_ = State::kPages;
+    if (is_image_open_) image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
+  });
+  if (!is_done) {
+    drop_pages();
+    state_ = State::kUndecided;
+    return false;
   }
   if (is_on_gpu()) {
     device_ = DeviceCells::create(*this, gpu_memory_);
@@ -111,7 +123,6 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
-    image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
     close_image();
     if (device_ != nullptr) {
       device_->upload(this, 0, n_rows());
@@ -172,12 +183,13 @@ size_t CacheTensor::storage_bytes() const {
 
 double CacheTensor::token_bytes() const {
   if (state_ != State::kPages) return static_cast<double>(row_bytes_);
-  return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS;
+  return static_cast<double>(page_bytes_) * static_cast<double>(n_values_ / head_dim_) / KVT_PAGE_TOKENS +
+         (conditioner_ != nullptr ? conditioner_->means().cell_bytes() : 0);
 }
 
 size_t CacheTensor::fixed_bytes() const {
   return exact_.size() / static_cast<size_t>(n_streams_) * sizeof(ggml_fp16_t) +
-         (recent_ != nullptr ? recent_->stream_bytes() : 0) + (conditioner_ != nullptr ? conditioner_->learnt_bytes() : 0);
+         (recent_ != nullptr ? recent_->stream_bytes() : 0) + (conditioner_ != nullptr ? conditioner_->fixed_bytes() : 0);
 }
 
 }  // namespace kvt::plugin

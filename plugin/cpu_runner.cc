@@ -3,6 +3,7 @@
 #include "cache_layout.h"
 #include "graph_plan.h"
 #include "graph_runner.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
 
@@ -67,6 +68,8 @@ class CpuRunner : public GraphRunner {
     ggml_cgraph* planned = plan_.prepare(graph, n_threads_);
     if (planned == nullptr) return no_memory_for_working_space();
     const enum ggml_status status = inner_->iface.graph_compute(inner_, planned);
+    metrics_graph_done();
+    if (status == GGML_STATUS_SUCCESS && plan_.has_run_out_of_memory()) return no_memory_for_working_space();
     if (status == GGML_STATUS_SUCCESS && plan_.has_failed()) {
       say("an operation on the KV cache failed: a row outside of the cache, or more threads than announced; please report this");
       return GGML_STATUS_FAILED;
@@ -74,6 +77,7 @@ class CpuRunner : public GraphRunner {
     return status;
   }
 
+  void end_step(bool is_done) noexcept override { plan_.end_step(is_done); }
   void set_n_threads(int n_threads) override { n_threads_ = n_threads; }
   void finish() override {}  // the CPU backend computes before it returns
 

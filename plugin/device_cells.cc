@@ -69,7 +69,10 @@ std::unique_ptr<DeviceCells> DeviceCells::create(const CacheTensor& cache, ggml_
   cells->n_heads_ = static_cast<size_t>(cache.n_heads());
   cells->head_dim_ = static_cast<size_t>(cache.head_dim());
   cells->capacity_ = cache.recent() != nullptr ? cache.recent()->capacity() : 0;
-  cells->n_conditioned_ = cache.conditioner() != nullptr ? cells->n_heads_ * cells->head_dim_ : 0;
+  if (cache.conditioner() != nullptr) {
+    cells->n_scales_ = cells->n_heads_ * cells->head_dim_;
+    cells->n_units_ = cells->n_streams_ * cells->n_heads_ * static_cast<size_t>(cache.conditioner()->means().n_means());
+  }
   const size_t row_bytes = cells->head_dim_ * sizeof(uint16_t), n_heads = cells->n_streams_ * cells->n_heads_;
   size_t end = cache.stream_stride() * cells->n_streams_;
   const auto place = [&](size_t bytes) {
@@ -81,7 +84,8 @@ std::unique_ptr<DeviceCells> DeviceCells::create(const CacheTensor& cache, ggml_
   cells->ring_ = place(n_heads * cells->capacity_ * row_bytes);
   cells->ring_cells_ = place(cells->n_streams_ * cells->capacity_ * sizeof(int32_t));
   cells->ring_next_ = place(cells->n_streams_ * sizeof(uint32_t));
-  cells->conditioning_ = place(3 * cells->n_conditioned_ * sizeof(float));
+  cells->conditioning_ = place((2 * cells->n_scales_ + cells->n_units_) * sizeof(float));
+  cells->means_ = place(cells->n_units_ * cells->head_dim_);
   cells->block_ = DeviceBlock::create(inner_type, round_up(end, kAlignment));
   if (cells->block_ == nullptr) return nullptr;
   cells->zero(cache);
@@ -97,12 +101,22 @@ void DeviceCells::zero(const CacheTensor& cache) {
 }
 
 void DeviceCells::upload_conditioning(const CacheTensor& cache) {
-  if (n_conditioned_ == 0) return;
+  if (n_scales_ == 0) return;
   const KeyConditioner& conditioner = *cache.conditioner();
-  const size_t bytes = n_conditioned_ * sizeof(float);
-  block_->write(conditioning_, bytes, conditioner.mean());
-  block_->write(conditioning_ + bytes, bytes, conditioner.scale());
-  block_->write(conditioning_ + 2 * bytes, bytes, conditioner.inverse_scale());
+  std::vector<float> values(conditioner.scale(), conditioner.scale() + n_scales_);
+  for (size_t i = 0; i < n_scales_; ++i) values.push_back(1 / values[i]);
+  values.insert(values.end(), conditioner.means().all_units(), conditioner.means().all_units() + n_units_);
+  block_->write(conditioning_, values.size() * sizeof(float), values.data());
+  block_->write(means_, n_units_ * head_dim_, conditioner.means().all_codes());
+}
+
+void DeviceCells::download_means(CacheTensor* cache) const {
+  if (n_units_ == 0) return;
+  std::vector<float> units(n_units_);
+  std::vector<int8_t> codes(n_units_ * head_dim_);
+  block_->read(conditioning_ + 2 * n_scales_ * sizeof(float), n_units_ * sizeof(float), units.data());
+  block_->read(means_, codes.size(), codes.data());
+  cache->conditioner()->means().load(codes.data(), units.data());
 }
 
 void DeviceCells::note_rows(const void* index, uint64_t step) {
@@ -137,6 +151,7 @@ void DeviceCells::download(CacheTensor* cache, int64_t first_row, int64_t n_rows
   if (cache->n_exact() > 0) {
     block_->read(first_, cache->exact_stream_stride() * n_streams_, cache->exact_row(0, 0, 0));
   }
+  download_means(cache);
   if (capacity_ == 0) return;
   const std::vector<int32_t> cells = read_ring_cells();
   std::vector<uint32_t> next(n_streams_);
@@ -186,7 +201,13 @@ HostSide::HostSide(CacheTensor* cache, int64_t first_row, int64_t n_rows, For pu
     : cache_(cache), first_row_(first_row), n_rows_(n_rows), purpose_(purpose) {
   if (cache_->device() == nullptr) return;
   finish_all_graphs();
-  cache_->device()->download(cache_, first_row_, n_rows_);
+  int64_t first = first_row_;
+  if (purpose == For::kWriting && cache->conditioner() != nullptr && n_rows > 0) {
+    // A mean that is begun is predicted from the run of cells before.
+    const int64_t cell = first % cache->n_cells(), run = cell / KeyMeans::kCells * KeyMeans::kCells;
+    first -= cell - std::max<int64_t>(0, run - KeyMeans::kCells);
+  }
+  cache_->device()->download(cache_, first, first_row_ + n_rows_ - first);
 }
 
 HostSide::~HostSide() {

@@ -52,15 +52,18 @@ class DeviceCells {
   int32_t* ring_cells() const { return address<int32_t>(ring_cells_); }  // [n_streams, capacity], -1 = none
   uint32_t* ring_next() const { return address<uint32_t>(ring_next_); }  // [n_streams], the slot that is written next
   size_t capacity() const { return capacity_; }
-  const float* key_mean() const { return address<float>(conditioning_); }  // [n_heads, head_dim], as the two that follow
-  const float* key_scale() const { return key_mean() + n_conditioned_; }
-  const float* key_inverse_scale() const { return key_scale() + n_conditioned_; }
+  const float* key_scale() const { return address<float>(conditioning_); }  // [n_heads, head_dim]
+  const float* key_inverse_scale() const { return key_scale() + n_scales_; }
+  // As those of KeyMeans. Kernels set them; the host's side has what was downloaded last.
+  float* key_mean_units() const { return address<float>(conditioning_ + 2 * n_scales_ * sizeof(float)); }
+  int8_t* key_means() const { return address<int8_t>(means_); }
 
   // Cells of the rows first_row .. first_row + n_rows - 1, and all exact rows: device -> host's side. Nothing may be computing.
   void download(CacheTensor* cache, int64_t first_row, int64_t n_rows) const;
   // The reverse, conditioning included.
   void upload(CacheTensor* cache, int64_t first_row, int64_t n_rows);
   void upload_conditioning(const CacheTensor& cache);
+  void download_means(CacheTensor* cache) const;
   // As an empty cache.
   void zero(const CacheTensor& cache);
 
@@ -79,8 +82,8 @@ class DeviceCells {
   void for_page_ranges(const CacheTensor& cache, int64_t first_row, int64_t n_rows, Copy copy) const;
 
   std::unique_ptr<DeviceBlock> block_;
-  size_t first_ = 0, ring_ = 0, ring_cells_ = 0, ring_next_ = 0, conditioning_ = 0;  // offsets; the pages come first
-  size_t n_streams_ = 0, n_heads_ = 0, head_dim_ = 0, capacity_ = 0, n_conditioned_ = 0;
+  size_t first_ = 0, ring_ = 0, ring_cells_ = 0, ring_next_ = 0, conditioning_ = 0, means_ = 0;  // offsets; the pages come first
+  size_t n_streams_ = 0, n_heads_ = 0, head_dim_ = 0, capacity_ = 0, n_scales_ = 0, n_units_ = 0;
   uint64_t ring_history_ = 0;
 };
 

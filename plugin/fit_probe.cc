@@ -20,7 +20,9 @@ double score_error(CacheTensor* keys, size_t stream, const float* queries, size_
       host().ggml_fp16_to_fp32_row(list.rows + ((stream * n_heads + head) * list.n_entries + e) * d, exact, keys->head_dim());
       kvt_decode(keys->codec(), KVT_KEY, keys->head_pages(static_cast<int64_t>(stream), static_cast<int64_t>(head)),
                  keys->page_stride(), static_cast<size_t>(cell), 1, decoded, d);
-      if (keys->conditioner() != nullptr) keys->conditioner()->undo(static_cast<int64_t>(head), decoded);
+      if (keys->conditioner() != nullptr) {
+        keys->conditioner()->undo(static_cast<int64_t>(stream), static_cast<int64_t>(head), cell, decoded);
+      }
       double error = 0;
       for (size_t i = 0; i < d; ++i) error += static_cast<double>(query[i]) * static_cast<double>(decoded[i] - exact[i]);
       error *= static_cast<double>(scale);

@@ -5,7 +5,11 @@
 #include <cstring>
 #include <new>
 
+#include "cache_buffer.h"
+#include "metrics.h"
+#include "no_throw.h"
 #include "paged_nodes.h"
+#include "plugin_messages.h"
 
 namespace kvt::plugin {
 namespace {
@@ -15,6 +19,17 @@ constexpr size_t kAlignment = 64;
 bool will_learn(const SetRowsTask& task) {
   const KeyConditioner* conditioner = task.cache->conditioner();
   return conditioner != nullptr && conditioner->will_learn(static_cast<size_t>(task.node->src[0]->ne[1]));
+}
+
+bool has_same_stages(const SetRowsTask& task) {
+  if (task.cache->conditioner() == nullptr) return true;
+  SetRowsTask now{};
+  now.node = task.node;
+  now.cache = task.cache;
+  now.first_row = task.first_row;
+  now.awaits_learning = task.awaits_learning;
+  find_stages(&now);
+  return now.begins_mean == task.begins_mean && now.later_stages == task.later_stages;
 }
 
 }  // namespace
@@ -30,11 +45,12 @@ bool GraphPlan::is_reusable(const ggml_cgraph* graph, int n_threads) const {
          n_threads <= shared_.n_threads && graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
          last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation() &&
          std::all_of(set_rows_tasks_.begin(), set_rows_tasks_.end(),
-                     [](const SetRowsTask& task) { return task.awaits_learning == will_learn(task); });
+                     [](const SetRowsTask& task) { return task.awaits_learning == will_learn(task) && has_same_stages(task); });
 }
 
 ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
-  shared_.has_failed = false;
+  shared_.has_failed = shared_.has_run_out_of_memory = false;
+  has_begun_ = false;
   if (graph->n_nodes == 0) return graph;
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
@@ -64,8 +80,10 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
 // What changes from step to step although the graph is the same: the newest rows.
 bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
+  ++counters().graphs;
   for (SetRowsTask& task : set_rows_tasks_) {
-    begin_set_rows(&task);
+    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
+    plan_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];
     *most = std::max(*most, task.cache->recent()->memory_values(task.batch));
@@ -77,20 +95,37 @@ bool GraphPlan::begin_step() {
     if (batch_rows_[side] == nullptr) return false;
     batch_values_[side] = n_values[side];
   }
-  for (SetRowsTask& task : set_rows_tasks_) task.batch.memory = batch_rows_[task.cache->side()].get();
+  for (AttendTask& task : attend_tasks_) plan_attend(&task);
+  // Nothing fails from here on, so the lists of the newest rows change together.
+  has_begun_ = true;
+  // The library's counters, which a step that failed may have left in the middle.
+  if (shared_.attend_workspace != nullptr) std::memset(shared_.attend_workspace, 0, kAlignment);
+  for (SetRowsTask& task : set_rows_tasks_) {
+    task.batch.memory = batch_rows_[task.cache->side()].get();
+    begin_set_rows(&task);
+  }
   for (AttendTask& task : attend_tasks_) {
     if (!has_write_after_attention_) begin_attend(&task);
   }
   return true;
 }
 
+void GraphPlan::end_step(bool is_done) noexcept {
+  for (const SetRowsTask& task : set_rows_tasks_) {
+    if (has_begun_ && !is_done && task.has_batch) task.cache->recent()->abandon_batch(task.batch);
+  }
+  has_begun_ = false;
+}
+
 void GraphPlan::build(const ggml_cgraph* graph) {
   nodes_.clear();
   shadows_.clear();
   set_rows_tasks_.clear();
+  set_rows_stages_.clear();
   learn_tasks_.clear();
   attend_tasks_.clear();
   image_tasks_.clear();
+  calls_.clear();
   in_scratch_.clear();
   is_changed_ = has_write_after_attention_ = false;
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
@@ -139,9 +174,20 @@ void GraphPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
     has_write_after_attention_ = has_write_after_attention_ || task.keys.cache == cache || task.values.cache == cache;
   }
   const auto first_row = static_cast<int64_t>(cache->offset_of(node->data) / cache->row_bytes());
-  set_rows_tasks_.push_back({&shared_, node, cache, first_row, {}});
-  set_rows_tasks_.back().awaits_learning = will_learn(set_rows_tasks_.back());
-  add_custom(node, run_set_rows, &set_rows_tasks_.back());
+  SetRowsTask* task = &set_rows_tasks_.emplace_back();
+  task->shared = &shared_;
+  task->node = node;
+  task->cache = cache;
+  task->first_row = first_row;
+  task->awaits_learning = will_learn(*task);
+  find_stages(task);
+  const int64_t n_rows = node->src[0]->ne[1];
+  for (size_t i = 0; i <= task->later_stages.size(); ++i) {
+    const int64_t begin = i == 0 ? 0 : task->later_stages[i - 1];
+    set_rows_stages_.push_back({task, begin, i < task->later_stages.size() ? task->later_stages[i] : n_rows});
+    if (i > 0 || task->begins_mean) add_custom(node, run_begin_means, &set_rows_stages_.back());
+    add_custom(node, run_set_rows, &set_rows_stages_.back());
+  }
 }
 
 // Whether keys wait to be stored, from this graph or an earlier one.
@@ -204,10 +250,16 @@ void GraphPlan::move_to_scratch(ggml_tensor* shadow, const std::map<CacheTensor*
   in_scratch_.push_back({shadow, range.scratch_offset + in_range});
 }
 
+void GraphPlan::run_call(ggml_tensor* dst, int part, int n_parts, void* user_data) {
+  const auto* call = static_cast<const Call*>(user_data);
+  if (!completes([&] { call->run(dst, part, n_parts, call->task); })) call->shared->has_run_out_of_memory = true;
+}
+
 // A node that ggml runs as our function. It keeps the shape and the address of the host's node.
 void GraphPlan::add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task) {
   ggml_tensor* custom = add_shadow(node);
-  const ggml_custom_op_params params = {run, GGML_N_TASKS_MAX, task};
+  calls_.push_back({run, task, &shared_});
+  const ggml_custom_op_params params = {run_call, GGML_N_TASKS_MAX, &calls_.back()};
   custom->op = host().op.custom;
   std::memset(custom->op_params, 0, sizeof(custom->op_params));
   std::memcpy(custom->op_params, &params, sizeof(params));
@@ -245,7 +297,6 @@ bool GraphPlan::allocate(int n_threads) {
       workspace_bytes_ = 0;
       return false;
     }
-    std::memset(shared_.attend_workspace, 0, kAlignment);  // the library's barrier
   }
   return true;
 }

@@ -31,11 +31,16 @@ class GraphPlan {
   // until the next call. A plan is reused while the host says, by its uid, that the graph is the same.
   ggml_cgraph* prepare(ggml_cgraph* graph, int n_threads);
 
+  // To be called when the graph has run, or has not: what failed leaves the caches as if it had not begun, but for the cells that it was to
+  // write.
+  void end_step(bool is_done) noexcept;
+
   // Whether prepare would reuse the plan that it has.
   bool is_reusable(const ggml_cgraph* graph, int n_threads) const;
 
   // Whether a task of the graph computed last has failed.
   bool has_failed() const { return shared_.has_failed; }
+  bool has_run_out_of_memory() const { return shared_.has_run_out_of_memory; }
 
  private:
   void build(const ggml_cgraph* graph);
@@ -44,6 +49,13 @@ class GraphPlan {
   void add_learning(const ggml_tensor* node, CacheTensor* keys, const ggml_tensor* queries);
   bool awaits_learning(const CacheTensor* keys) const;
   void add_generic(ggml_tensor* node);
+  // A task as the user data of a node: what it throws ends here, since it runs on the host's threads.
+  struct Call {
+    ggml_custom_op_t run;
+    void* task;
+    TaskShared* shared;
+  };
+  static void run_call(ggml_tensor* dst, int part, int n_parts, void* call);
   void add_custom(const ggml_tensor* node, ggml_custom_op_t run, void* task);
   ggml_tensor* add_shadow(const ggml_tensor* node);
   ggml_tensor* add_shadow_source(const ggml_tensor* src, const std::map<CacheTensor*, RowRange>& ranges);
@@ -58,9 +70,11 @@ class GraphPlan {
   std::vector<ggml_tensor*> nodes_;
   std::deque<ggml_tensor> shadows_;
   std::deque<SetRowsTask> set_rows_tasks_;
+  std::deque<SetRowsStage> set_rows_stages_;
   std::deque<LearnTask> learn_tasks_;
   std::deque<AttendTask> attend_tasks_;
   std::deque<ImageTask> image_tasks_;
+  std::deque<Call> calls_;
   bool is_changed_ = false;  // nodes_ differs from the host's nodes
   ggml_cgraph inner_graph_{};
 
@@ -78,6 +92,7 @@ class GraphPlan {
   // Newest rows of a large batch, keys and values of one layer: layers run one after another and share them.
   std::unique_ptr<ggml_fp16_t[]> batch_rows_[2];
   size_t batch_values_[2] = {0, 0};
+  bool has_begun_ = false;  // a step
   bool has_write_after_attention_ = false;  // of one cache: then attention takes no newest rows
 
   // What the plan was made for.

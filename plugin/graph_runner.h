@@ -16,6 +16,8 @@ class GraphRunner {
   GraphRunner& operator=(const GraphRunner&) = delete;
 
   virtual enum ggml_status compute(ggml_cgraph* graph) = 0;
+  // To be called after compute, whatever came of it.
+  virtual void end_step(bool) noexcept {}
   virtual void set_n_threads(int n_threads) = 0;
   // Waits for what was computed and takes note of it. To be called before caches are read or changed otherwise than by graphs.
   virtual void finish() = 0;

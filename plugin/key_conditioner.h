@@ -1,8 +1,9 @@
-// Key conditioning (docs/algorithm.md 6): keys are stored as (k - mean) / scale, one mean and scale for each kv head of a layer.
+// Key conditioning (docs/algorithm.md 6): keys are stored as (k - mean) / scale, one scale for each kv head of a layer, and means that
+// follow the text (key_means.h).
 //
-// Learnt from the first keys and queries of a cache, then frozen until the cache is cleared. While learning, the raw keys are kept,
-// so that what was stored with an early estimate is stored again with the better one; a first batch of kEnoughRows or more is learnt
-// from at once. Without this, models with large key biases (Qwen2, Qwen2.5) fall apart at 4 bits.
+// Scales and the first mean are learnt from the first keys and queries of a cache, then frozen until the cache is cleared. While
+// learning, the raw keys are kept, so that what was stored with an early estimate is stored again with the better one; a first batch
+// of kEnoughRows or more is learnt from at once. Without this, models with large key biases (Qwen2, Qwen2.5) fall apart at 4 bits.
 //
 // Threads: one at a time, as the tasks of a graph see to; is_learning and the vectors may be read by all between tasks.
 #ifndef KVT_PLUGIN_KEY_CONDITIONER_H
@@ -12,29 +13,32 @@
 #include <cstdint>
 #include <vector>
 
+#include "key_means.h"
+
 namespace kvt::plugin {
 
 class KeyConditioner {
  public:
   static constexpr size_t kEnoughRows = 256;
 
-  KeyConditioner(int64_t n_heads, int64_t head_dim);
+  KeyConditioner(int64_t n_streams, int64_t n_heads, int64_t head_dim, int64_t n_cells);
 
   bool is_learning() const { return is_learning_; }
 
   // ---- while learning
   // Whether n_new rows more would make it learn anew: each time that the rows have doubled, and when they are enough.
   bool will_learn(size_t n_new) const;
-  // Keeps a raw key row of all heads, [n_heads, head_dim], with its place in the cache.
+  // Keeps a raw key row of all heads, [n_heads, head_dim], with its place in the cache: stream * n_cells + cell.
   void keep_row(const float* row, int64_t place);
   // The rows that are kept have been stored with the present estimate.
   void set_stored() { n_stored_ = places_.size(); }
   bool has_unstored() const { return n_stored_ < places_.size(); }
   // A query row that asks these keys. head: the kv head that it reads.
   void add_query(int64_t head, const float* query);
-  // Learns if it is time to. Returns the first kept row that has to be stored (anew).
+  // Learns if it is time to. Returns the first kept row that has to be stored (anew); all their cells have means from then on.
   size_t learn();
   size_t n_kept() const { return places_.size(); }
+  size_t n_learnt() const { return n_learnt_; }  // rows that the present estimate rests on
   const float* kept_row(size_t i) const { return kept_.data() + i * static_cast<size_t>(n_heads_ * head_dim_); }
   int64_t kept_place(size_t i) const { return places_[i]; }
   // To be called when the kept rows are stored: freezes if they were enough.
@@ -44,25 +48,28 @@ class KeyConditioner {
   // Learns from rows alone and freezes: for a cache that is filled from a saved state. [n_rows, n_heads, head_dim]
   void learn_from_rows(const float* rows, size_t n_rows);
 
+  KeyMeans& means() { return means_; }
+  const KeyMeans& means() const { return means_; }
+
   // Forgets everything: the cache is empty again.
   void reset();
 
   // ---- use
-  void apply(int64_t head, const float* key, float* conditioned) const;  // both [head_dim], may be the same
-  void undo(int64_t head, float* key) const;
+  // In place, rows [n][head_dim] of the cells cells[0 .. n - 1] of a head.
+  void apply(int64_t stream, int64_t head, const int64_t* cells, size_t n, float* keys) const;
+  void undo(int64_t stream, int64_t head, int64_t cell, float* key) const;
   const float* scale() const { return scale_.data(); }  // [n_heads, head_dim]
-  const float* inverse_scale() const { return inverse_scale_.data(); }
-  const float* mean() const { return mean_.data(); }
-  // Bytes of what was learnt, as it is kept while cells exist.
-  size_t learnt_bytes() const { return (mean_.size() + scale_.size() + inverse_scale_.size()) * sizeof(float); }
+  // Bytes of what was learnt whatever the number of cells.
+  size_t fixed_bytes() const { return scale_.size() * sizeof(float); }
 
   // Counts changes of any conditioner between learning and frozen: plans made for one do not fit the other.
   static uint64_t generation();
 
  private:
-  void estimate(size_t first_row);
+  void estimate(const float* rows, size_t n_rows);
 
-  int64_t n_heads_, head_dim_;
+  int64_t n_heads_, head_dim_, n_cells_;
+  KeyMeans means_;
   bool is_learning_ = true;
   size_t n_learnt_ = 0;   // kept rows that the present estimate rests on
   size_t n_stored_ = 0;   // kept rows that are in the cache
@@ -70,7 +77,7 @@ class KeyConditioner {
   std::vector<int64_t> places_;
   std::vector<double> query_squares_;  // [n_heads, head_dim]
   double n_queries_ = 0;               // of a head
-  std::vector<float> mean_, scale_, inverse_scale_;  // [n_heads, head_dim]
+  std::vector<float> scale_;           // [n_heads, head_dim]
 };
 
 }  // namespace kvt::plugin

@@ -9,6 +9,8 @@
 #include "codec_store.h"
 #include "ggml_abi/host_ggml.h"
 #include "gpu_support.h"
+#include "metrics.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 #include "plugin_options.h"
 #include "startup_report.h"
@@ -77,6 +79,8 @@ void put_before(ggml_backend_reg_t ours, ggml_backend_reg_t theirs) {
 
 ggml_backend_reg_t start(const PluginOptions& options, const std::string& names, const std::vector<InnerDevice>& devices) {
   report_configure(options, names);
+  metrics_configure(options);
+  std::atexit(metrics_at_exit);
   std::atexit(report_at_exit);  // runs before our static objects go
   return wrapped_devices_make(devices);
 }
@@ -143,7 +147,11 @@ ggml_backend_reg_t load(const void* address_in_host) {
 }  // namespace kvt::plugin
 
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void) {
-  static ggml_backend_reg_t registry = kvt::plugin::load(__builtin_return_address(0));
+  static ggml_backend_reg_t registry = [](const void* address_in_host) {
+    ggml_backend_reg_t loaded = nullptr;
+    if (!kvt::plugin::completes([&] { loaded = kvt::plugin::load(address_in_host); })) kvt::plugin::say("cannot load: no memory");
+    return loaded;
+  }(__builtin_return_address(0));
   return registry;
 }
 

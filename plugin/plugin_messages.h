@@ -3,10 +3,11 @@
 #define KVT_PLUGIN_MESSAGES_H
 
 #include <string>
+#include <string_view>
 
 namespace kvt::plugin {
 
-void say(const std::string& line);
+void say(std::string_view line);
 
 // As say, but each text only once in the life of the process.
 void say_once(const std::string& line);

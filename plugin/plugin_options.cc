@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kPrefix = "KVTURBO_";
 // Without the prefix. Those of the kvturbo program are in the environment of the hosts that it starts.
-constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LAYERS", "LOG", "RECENT", "REPORT", "SINKS"};
+constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LAYERS", "LOG", "METRICS", "RECENT", "REPORT", "SINKS"};
 constexpr const char* kProgramVariables[] = {"CACHE", "HOST", "MODEL", "PLUGIN"};
 
 size_t edit_distance(const std::string& a, const std::string& b) {
@@ -147,6 +147,7 @@ bool read_plugin_options(PluginOptions* options, std::string* error) {
   options->is_quiet = log == "quiet";
 
   options->report_path = value_of("KVTURBO_REPORT");
+  options->metrics_path = value_of("KVTURBO_METRICS");
 
   // The library reads KVTURBO_ISA itself; a codec of any head dim tells whether it can be had.
   kvt_codec* probe = nullptr;

@@ -11,6 +11,7 @@ namespace kvt::plugin {
 struct PluginOptions {
   CacheOptions cache;         // KVTURBO_CODEC, _LAYERS, _CONDITION, _SINKS, _RECENT
   std::string report_path;    // KVTURBO_REPORT: where the JSON report goes; empty = none
+  std::string metrics_path;   // KVTURBO_METRICS: where the counters go; empty = nowhere
   bool force_cpu = false;     // KVTURBO_DEVICE=cpu: also where the host has a GPU
   bool is_quiet = false;      // KVTURBO_LOG=quiet: no start-up line when all is compressed
 };

@@ -16,25 +16,39 @@ RecentRows::RecentRows(size_t n_streams, size_t n_heads, size_t head_dim, size_t
       cells_(n_streams * capacity_, -1),
       rows_(n_streams * n_heads * capacity_ * head_dim, 0) {}
 
-// The last n_kept entries become the first ones; their rows follow by move_rows.
-void RecentRows::keep_last(size_t stream, size_t n_kept, Batch::Stream* plan) {
+// The last n_most entries that still have a cell. Those of rejected drafts, whose cells were written again, have none.
+RecentRows::Batch::Picked RecentRows::pick_last(size_t stream, size_t n_most) const {
+  const int32_t* cells = cells_of(stream);
+  Batch::Picked picked;
+  size_t begin = size_[stream];
+  for (size_t n = 0; begin > 0 && n < n_most; --begin) n += cells[begin - 1] >= 0;
+  for (size_t e = begin; e < size_[stream]; ++e) {
+    if (cells[e] >= 0) picked.entry[picked.n++] = static_cast<uint8_t>(e);
+  }
+  return picked;
+}
+
+// The last n_most entries become the first ones; their rows follow by move_rows.
+void RecentRows::keep_last(size_t stream, size_t n_most, Batch::Stream* plan) {
   int32_t* cells = cells_of(stream);
-  plan->begin = size_[stream] - n_kept;
-  plan->n_kept = n_kept;
-  std::memmove(cells, cells + plan->begin, n_kept * sizeof(int32_t));
-  std::fill(cells + n_kept, cells + capacity_, -1);
-  size_[stream] = n_kept;
+  plan->kept = pick_last(stream, n_most);
+  for (size_t i = 0; i < plan->kept.n; ++i) cells[i] = cells[plan->kept.entry[i]];
+  std::fill(cells + plan->kept.n, cells + capacity_, -1);
+  size_[stream] = plan->kept.n;
 }
 
 void RecentRows::move_rows(const Batch::Stream& plan, size_t stream, size_t head) {
-  if (plan.begin == 0 || plan.n_kept == 0) return;
   ggml_fp16_t* rows = rows_of(stream, head);
-  std::memmove(rows, rows + plan.begin * head_dim_, plan.n_kept * head_dim_ * sizeof(ggml_fp16_t));
+  for (size_t i = 0; i < plan.kept.n; ++i) {
+    const size_t from = plan.kept.entry[i];  // never before i
+    if (from != i) std::memcpy(rows + i * head_dim_, rows + from * head_dim_, head_dim_ * sizeof(ggml_fp16_t));
+  }
 }
 
-void RecentRows::begin_batch(const int32_t* cells, Batch* batch) {
+void RecentRows::plan_batch(Batch* batch) const {
   const size_t n_rows = batch->rows.size();
   batch->streams.assign(n_streams_, {});
+  batch->is_written.assign(n_heads_, 0);
   batch->memory = nullptr;
   // A cell that is written twice has one entry, for its last row.
   std::unordered_set<int64_t> seen;
@@ -42,27 +56,32 @@ void RecentRows::begin_batch(const int32_t* cells, Batch* batch) {
   for (size_t i = n_rows; i-- > 0;) {
     Batch::Row* row = &batch->rows[i];
     row->entry = row->batch_entry = -1;
-    row->is_last = n_rows == 1 || seen.insert(int64_t{row->stream} << 32 | cells[i]).second;
-    if (!row->is_last) continue;
-    const auto stream = static_cast<size_t>(row->stream);
-    forget(stream, cells[i], cells[i] + 1);
-    most_new = std::max(most_new, ++batch->streams[stream].n_new);
+    row->is_last = n_rows == 1 || seen.insert(int64_t{row->stream} << 32 | row->cell).second;
+    if (row->is_last) most_new = std::max(most_new, ++batch->streams[static_cast<size_t>(row->stream)].n_new);
   }
   const bool has_own_list = most_new > kSlack;
   batch->n_entries = has_own_list ? window_ + most_new : 0;
   if (has_own_list) batch->cells.assign(n_streams_ * batch->n_entries, -1);
+}
+
+void RecentRows::begin_batch(Batch* batch) noexcept {
+  const size_t n_rows = batch->rows.size();
+  const bool has_own_list = batch->n_entries > 0;
+  for (const Batch::Row& row : batch->rows) {
+    if (row.is_last) forget(static_cast<size_t>(row.stream), row.cell, row.cell + 1);
+  }
   batch->first_entry = 0;
   for (size_t s = 0; s < n_streams_; ++s) {
     Batch::Stream* plan = &batch->streams[s];
     if (has_own_list) {
-      plan->n_copied = plan->next_in_batch = std::min(size_[s], window_);
-      plan->copy_begin = size_[s] - plan->n_copied;
-      std::copy_n(cells_of(s) + plan->copy_begin, plan->n_copied, batch->cells.data() + s * batch->n_entries);
+      plan->copied = pick_last(s, window_);
+      plan->next_in_batch = plan->copied.n;
+      for (size_t i = 0; i < plan->copied.n; ++i) batch->cells[s * batch->n_entries + i] = cells_of(s)[plan->copied.entry[i]];
     }
     if (size_[s] + plan->n_new > capacity_) {
       plan->n_too_old = plan->n_new > capacity_ ? plan->n_new - capacity_ : 0;
       const size_t room = capacity_ - (plan->n_new - plan->n_too_old);
-      keep_last(s, std::min({size_[s], room, window_}), plan);
+      keep_last(s, std::min(room, window_), plan);
     }
     plan->next = size_[s];
     size_[s] += plan->n_new - plan->n_too_old;
@@ -75,25 +94,36 @@ void RecentRows::begin_batch(const int32_t* cells, Batch* batch) {
     Batch::Stream* plan = &batch->streams[stream];
     if (has_own_list) {
       row->batch_entry = static_cast<int32_t>(plan->next_in_batch++);
-      batch->cells[stream * batch->n_entries + static_cast<size_t>(row->batch_entry)] = cells[i];
+      batch->cells[stream * batch->n_entries + static_cast<size_t>(row->batch_entry)] = row->cell;
     }
     if (plan->n_too_old > 0) {
       --plan->n_too_old;
       continue;
     }
     row->entry = static_cast<int32_t>(plan->next++);
-    cells_of(stream)[row->entry] = cells[i];
+    cells_of(stream)[row->entry] = row->cell;
   }
 }
 
-void RecentRows::write_batch(const Batch& batch, size_t head, const float* src, size_t src_stride) {
+void RecentRows::abandon_batch(const Batch& batch) noexcept {
+  for (size_t s = 0; s < n_streams_; ++s) {
+    for (size_t head = 0; head < n_heads_; ++head) {
+      if (batch.is_written[head] == 0) move_rows(batch.streams[s], s, head);
+    }
+  }
+  for (const Batch::Row& row : batch.rows) forget(static_cast<size_t>(row.stream), row.cell, row.cell + 1);
+}
+
+void RecentRows::write_batch(Batch* written, size_t head, const float* src, size_t src_stride) {
+  const Batch& batch = *written;
+  written->is_written[head] = 1;
   const size_t bytes = head_dim_ * sizeof(ggml_fp16_t);
   const auto own_row = [&](size_t stream, size_t entry) {
     return batch.memory + ((stream * n_heads_ + head) * batch.n_entries + entry) * head_dim_;
   };
   for (size_t s = 0; s < n_streams_; ++s) {
     const Batch::Stream& plan = batch.streams[s];
-    if (plan.n_copied > 0) std::memcpy(own_row(s, 0), rows_of(s, head) + plan.copy_begin * head_dim_, plan.n_copied * bytes);
+    for (size_t i = 0; i < plan.copied.n; ++i) std::memcpy(own_row(s, i), rows_of(s, head) + plan.copied.entry[i] * head_dim_, bytes);
     move_rows(plan, s, head);
   }
   for (size_t i = 0; i < batch.rows.size(); ++i) {

@@ -7,15 +7,19 @@
 // A batch of many rows is longer than the list, and its first queries need rows that leave it at once. Such a batch has a list of its
 // own for the time of its graph: the entries before it and all its rows, in memory that all layers share.
 //
-// Order: begin_batch before the graph runs, on one thread; then write_batch for each head, on any one thread each; then attention.
+// Order: plan_batch and begin_batch before the graph runs, on one thread; then write_batch for each head, on any one thread each; then
+// attention. If the graph stops in between: abandon_batch.
 #ifndef KVT_PLUGIN_RECENT_ROWS_H
 #define KVT_PLUGIN_RECENT_ROWS_H
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "ggml_abi/host_ggml.h"
+#include "kvturbo/kvturbo.h"
 
 namespace kvt::plugin {
 
@@ -28,26 +32,33 @@ struct RecentList {
 
 class RecentRows {
  public:
-  // Entries kept beyond a window: room to append without moving rows each time, and for a few entries that are not seen.
-  static constexpr size_t kSlack = 8;
+  // Entries kept beyond a window: room to append without moving rows each time, and for entries that are not seen. So many drafts can be
+  // rejected and the window before them is still there.
+  static constexpr size_t kSlack = 6;
   // Entries of a stream. A window of 0: no rows are kept.
   static constexpr size_t capacity_for(size_t window) { return window > 0 ? window + kSlack : 0; }
 
-  // A batch of new rows, from begin_batch to the end of its graph.
+  // A batch of new rows, from plan_batch to the end of its graph.
   struct Batch {
     struct Row {
-      int32_t stream = 0;
+      int32_t stream = 0, cell = 0;
       bool is_last = true;       // no later row of the batch is for the same cell
       int32_t entry = -1;        // in the lasting list; -1: too old already
       int32_t batch_entry = -1;  // in the batch's own list; -1: it has none
     };
+    // Entries, oldest first: entry[i] of the list becomes the i-th.
+    struct Picked {
+      size_t n = 0;
+      std::array<uint8_t, KVT_MAX_RECENT + kSlack> entry{};
+    };
     struct Stream {  // what happens to the entries of a stream before its new rows come
-      size_t begin = 0, n_kept = 0;         // these become the first ones
-      size_t copy_begin = 0, n_copied = 0;  // these become the first of the batch's list
+      Picked kept;    // these become the first ones; none: they stay where they are
+      Picked copied;  // these become the first of the batch's list
       size_t n_new = 0, next = 0, next_in_batch = 0, n_too_old = 0;
     };
     std::vector<Row> rows;
     std::vector<Stream> streams;
+    std::vector<uint8_t> is_written;  // [n_heads]
     size_t n_entries = 0;           // of its own list; 0: it has none
     std::vector<int32_t> cells;     // of its own list
     ggml_fp16_t* memory = nullptr;  // of its own list: memory_values() of them, from the caller
@@ -61,13 +72,19 @@ class RecentRows {
   // Bytes of rows of one stream.
   size_t stream_bytes() const { return n_heads_ * capacity_ * head_dim_ * sizeof(ggml_fp16_t); }
 
-  // Plans a batch: row i will be written to cell cells[i] of its stream. The list changes at once, the rows are not there yet.
-  // The caller fills in batch->rows[i].stream beforehand.
-  void begin_batch(const int32_t* cells, Batch* batch);
+  // Plans a batch, of which the caller has filled in stream and cell of each row: takes the memory that it needs, but for the rows of its
+  // own list, and changes nothing else. So a batch begins for the keys and the values of all layers, or for none, and their lists agree.
+  void plan_batch(Batch* batch) const;
+  // The list changes at once, the rows are not there yet.
+  void begin_batch(Batch* batch) noexcept;
   size_t memory_values(const Batch& batch) const { return n_streams_ * n_heads_ * batch.n_entries * head_dim_; }
+  // The graph has failed: heads whose rows were not written are brought to where the list is, and the batch's cells have no entries.
+  void abandon_batch(const Batch& batch) noexcept;
   // Writes the rows of one head: row i at src + i * src_stride floats.
-  void write_batch(const Batch& batch, size_t head, const float* src, size_t src_stride);
+  void write_batch(Batch* batch, size_t head, const float* src, size_t src_stride);
 
+  // Entries that list_of will have at most.
+  size_t most_entries(const Batch* batch) const { return std::max(capacity_, batch != nullptr ? batch->n_entries : 0); }
   // The list after a batch, or as it stands.
   RecentList list_of(const Batch* batch) const;
 
@@ -90,7 +107,8 @@ class RecentRows {
   const ggml_fp16_t* rows_of(size_t stream, size_t head) const {
     return rows_.data() + (stream * n_heads_ + head) * capacity_ * head_dim_;
   }
-  void keep_last(size_t stream, size_t n_kept, Batch::Stream* plan);
+  Batch::Picked pick_last(size_t stream, size_t n_most) const;
+  void keep_last(size_t stream, size_t n_most, Batch::Stream* plan);
   void move_rows(const Batch::Stream& plan, size_t stream, size_t head);
 
   size_t n_streams_, n_heads_, head_dim_, window_, capacity_;

@@ -13,6 +13,7 @@
 #include "cache_buffer.h"
 #include "cache_buffer_type.h"
 #include "codec_store.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "wrapped_device.h"
 
@@ -169,7 +170,7 @@ void write_json(const Summary& sum) {
   }
   const std::string json =
       "{\"codec\": " + quoted(codecs_of(sum)) + ", \"device\": " + quoted(g_device) + ", \"isa\": " + quoted(codec_store_isa()) +
-      ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 1) +
+      ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 6) +
       ", \"kv_bytes_per_token_f16\": " + number(sum.token_bytes_f16, 1) + ", \"ratio\": " + number(sum.ratio(), 4) +
       ", \"kv_bytes_fixed\": " + std::to_string(sum.fixed_bytes) +
       (g_largest_score_error >= 0 ? ", \"score_error\": " + number(g_largest_score_error, 3) : "") +
@@ -211,6 +212,7 @@ void report_layout() {
   if (all.n_layers == 0) return;
   add_elsewhere(&all);
   if (fresh.n_layers > 0) add_elsewhere(&fresh);
+  metrics_layout_changed();
   if (fresh.n_layers > 0 && (!g_options.is_quiet || !fresh.not_compressed.empty())) say(line_of(fresh));
   write_json(all);
 }
@@ -218,6 +220,7 @@ void report_layout() {
 void report_score_error(const CacheTensor& keys, double error) {
   // Measured on healthy models: below 0.5 nats at 4 bits, below 2 at 2 bits. Where a model falls apart, some layer has 3 to 20.
   constexpr double kTooMuch = 2.0;
+  if (error >= kTooMuch) ++counters().probe_warnings;
   {
     const std::lock_guard<std::mutex> lock(g_mutex);
     if (error <= g_largest_score_error) return;

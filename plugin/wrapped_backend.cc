@@ -9,6 +9,7 @@
 #include "ggml_abi/buffer_type_table.h"
 #include "gpu_support.h"
 #include "graph_runner.h"
+#include "no_throw.h"
 #include "wrapped_device.h"
 
 namespace kvt::plugin {
@@ -37,11 +38,17 @@ void synchronize(ggml_backend_t backend) { host().ggml_backend_synchronize(self(
 
 // The scheduler shows every graph here when it plans memory, before anything runs.
 void graph_optimize(ggml_backend_t backend, ggml_cgraph* graph, ggml_backend_graph_optimize_params* params) {
-  learn_from_attention(graph);
+  completes([&] { learn_from_attention(graph); });  // or when it runs
   inner_graph_optimize(self(backend)->inner, graph, params);
 }
 
-enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) { return self(backend)->runner->compute(graph); }
+enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+  GraphRunner* runner = self(backend)->runner.get();
+  enum ggml_status status = GGML_STATUS_ALLOC_FAILED;
+  if (!completes([&] { status = runner->compute(graph); })) status = no_memory_for_working_space();
+  runner->end_step(status == GGML_STATUS_SUCCESS);
+  return status;
+}
 
 // The cache is ours to read; everything else goes to the inner backend's asynchronous copies if it has them.
 
@@ -107,11 +114,6 @@ ggml_backend_t wrapped_backend_create(ggml_backend_dev_t device, ggml_backend_de
   if (gpu >= 0) gpu_prepare_process();
   ggml_backend_t inner = host().ggml_backend_dev_init(inner_device, params);
   if (inner == nullptr) return nullptr;
-  std::unique_ptr<GraphRunner> runner = gpu >= 0 ? make_gpu_runner(gpu, inner_device, inner) : make_cpu_runner(inner_device, inner);
-  if (runner == nullptr) {
-    host().ggml_backend_free(inner);
-    return nullptr;
-  }
   ggml_backend_i table{};
   table.get_name = get_name;
   table.free = free_backend;
@@ -123,7 +125,16 @@ ggml_backend_t wrapped_backend_create(ggml_backend_dev_t device, ggml_backend_de
   if (inner->iface.cpy_tensor_async != nullptr) table.cpy_tensor_async = cpy_tensor_async;
   if (inner->iface.event_record != nullptr) table.event_record = event_record;
   if (inner->iface.event_wait != nullptr) table.event_wait = event_wait;
-  return new ggml_backend{guid(), table, device, new WrappedBackend{inner_device, inner, std::move(runner)}};
+  ggml_backend_t backend = nullptr;
+  completes([&] {
+    std::unique_ptr<GraphRunner> runner = gpu >= 0 ? make_gpu_runner(gpu, inner_device, inner) : make_cpu_runner(inner_device, inner);
+    if (runner == nullptr) return;
+    auto context = std::make_unique<WrappedBackend>(WrappedBackend{inner_device, inner, std::move(runner)});
+    backend = new ggml_backend{guid(), table, device, context.get()};
+    context.release();
+  });
+  if (backend == nullptr) host().ggml_backend_free(inner);
+  return backend;
 }
 
 void* wrapped_backend_proc_address(const char* name) {

@@ -18,7 +18,7 @@ namespace kvt_test {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr uint32_t kPoolPages = 24;
+constexpr uint32_t kPoolPages = 24, kMeanCells = 64;
 
 struct Case {
   kvt_codec_id codec = KVT_CODEC_HYBRID;
@@ -264,8 +264,13 @@ class Problem {
     for (size_t i = 0; i < size_t{c_.n_kv_heads} * c_.d_k; ++i)
       key_scale_.push_back(0.5f + static_cast<float>(splitmix64(36, i) % 100) / 80.0f);
     d_key_scale_ = std::make_unique<DeviceArray<float>>(key_scale_);
-    for (size_t i = 0; i < key_scale_.size(); ++i) key_mean_.push_back(static_cast<float>(splitmix64(40, i) % 64) / 16.0f - 2.0f);
-    d_key_mean_ = std::make_unique<DeviceArray<float>>(key_mean_);
+    n_means_ = (max_cells_ + kMeanCells - 1) / kMeanCells;
+    for (size_t i = 0; i < size_t{n_streams_} * c_.n_kv_heads * n_means_; ++i)  // every 7th run has no mean
+      mean_unit_.push_back(i % 7 == 3 ? -1.0f : 0.004f + static_cast<float>(splitmix64(41, i) % 64) / 10000.0f);
+    for (size_t i = 0; i < mean_unit_.size() * c_.d_k; ++i)
+      key_mean_.push_back(mean_unit_[i / c_.d_k] < 0 ? int8_t{0} : static_cast<int8_t>(splitmix64(40, i) % 255 - 127));
+    d_key_mean_ = std::make_unique<DeviceArray<int8_t>>(key_mean_);
+    d_mean_unit_ = std::make_unique<DeviceArray<float>>(mean_unit_);
     if (c_.n_exact > 0) {
       const size_t n = size_t{n_streams_} * c_.n_kv_heads * c_.n_exact;
       exact_k_ = to_halves(gaussian_rows(37, n, c_.d_k));
@@ -318,8 +323,16 @@ class Problem {
     a.out_query_stride = n_heads_ * a.out_head_stride;
     a.out_stream_stride = c_.n_queries * a.out_query_stride;
     if (c_.key_scale) a.key_scale = d_key_scale_->get();
-    if (c_.key_scale) a.key_mean = d_key_mean_->get();
-    a.key_conditioning_head_stride = c_.d_k * sizeof(float);
+    a.key_scale_head_stride = c_.d_k * sizeof(float);
+    if (c_.key_scale) {
+      a.key_mean = d_key_mean_->get();
+      a.key_mean_head_stride = size_t{n_means_} * c_.d_k;
+      a.key_mean_stream_stride = c_.n_kv_heads * a.key_mean_head_stride;
+      a.key_mean_unit = d_mean_unit_->get();
+      a.key_mean_unit_head_stride = n_means_ * sizeof(float);
+      a.key_mean_unit_stream_stride = c_.n_kv_heads * a.key_mean_unit_head_stride;
+      a.mean_cells = kMeanCells;
+    }
     if (c_.n_exact > 0) {
       fill_exact(&exact_rows_k_, *d_exact_k_, c_.d_k);
       fill_exact(&exact_rows_v_, *d_exact_v_, c_.d_v);
@@ -359,8 +372,10 @@ class Problem {
       for (uint32_t i = 0; i < c_.d_k; ++i) {
         const bool is_coded = cell >= c_.n_exact;
         const double scale = static_cast<double>(c_.key_scale && is_coded ? key_scale_[kv_head * c_.d_k + i] : 1.0f);
-        const double mean = static_cast<double>(c_.key_scale && !is_coded ? key_mean_[kv_head * c_.d_k + i] : 0.0f);
-        x += static_cast<double>(q[i]) * scale * (element(k_, exact_k_, c_.d_k, s, kv_head, cell, i) - mean);
+        const size_t run = (size_t{s} * c_.n_kv_heads + kv_head) * n_means_ + cell / kMeanCells;
+        const double mean =
+            c_.key_scale && is_coded ? std::max(0.0, static_cast<double>(mean_unit_[run])) * static_cast<double>(key_mean_[run * c_.d_k + i]) : 0.0;
+        x += static_cast<double>(q[i]) * (scale * element(k_, exact_k_, c_.d_k, s, kv_head, cell, i) + mean);
       }
       x *= static_cast<double>(args_.scale);
       if (c_.softcap > 0) x = static_cast<double>(c_.softcap) * std::tanh(x / static_cast<double>(c_.softcap));
@@ -394,13 +409,16 @@ class Problem {
   std::vector<int32_t> table_;
   DeviceArray<uint8_t> k_pages_, v_pages_;
   DeviceArray<int32_t> d_table_, lengths_;
-  std::vector<float> q_, slopes_, sinks_, key_scale_, key_mean_;
+  std::vector<float> q_, slopes_, sinks_, key_scale_, mean_unit_;
+  std::vector<int8_t> key_mean_;
+  uint32_t n_means_ = 0;
   std::vector<uint8_t> q_bytes_;
   std::vector<uint16_t> mask_, exact_k_, exact_v_;
   size_t element_bytes_ = 4, out_pitch_ = 0, mask_pitch_ = 0, workspace_bytes_ = 0;
   std::unique_ptr<DeviceArray<uint8_t>> d_q_, d_out_, workspace_;
   std::unique_ptr<DeviceArray<uint16_t>> d_mask_, d_exact_k_, d_exact_v_;
-  std::unique_ptr<DeviceArray<float>> d_slopes_, d_sinks_, d_key_scale_, d_key_mean_;
+  std::unique_ptr<DeviceArray<float>> d_slopes_, d_sinks_, d_key_scale_, d_mean_unit_;
+  std::unique_ptr<DeviceArray<int8_t>> d_key_mean_;
   kvt_cuda_exact_rows exact_rows_k_{}, exact_rows_v_{};
   kvt_cuda_attention args_{};
 };
@@ -451,6 +469,25 @@ TEST_F(CudaAttend, GroupsAndQueries) {
                .lengths = {330, 70, 3},
                .causal = true});
       }
+    }
+  }
+}
+
+// More runs of cells than a block holds the means of at a time; units end in the middle of shares.
+TEST_F(CudaAttend, ManyMeans) {
+  for (const kvt_codec_id codec : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
+    for (const auto& [n_group, n_queries] : {std::pair{1u, 1u}, {4u, 3u}, {16u, 8u}}) {
+      std::vector<int32_t> lengths(32, 24000);
+      lengths[3] = 23017;
+      check({.codec = codec,
+             .n_kv_heads = 1,
+             .n_group = n_group,
+             .n_queries = n_queries,
+             .lengths = lengths,
+             .causal = true,
+             .key_scale = true,
+             .n_exact = 4,
+             .checked_streams = {3}});
     }
   }
 }

@@ -108,6 +108,9 @@ class Model {
   std::vector<float> random_rows(size_t n, uint32_t d) { return gaussian_rows(++seed_, n * s_.n_kv_heads, d); }
   void encode(const void* k, const void* v, const void* cells, uint32_t n, cudaStream_t stream) const {
     const kvt_cuda_encode_args key = k_.encode_args(k, KVT_CUDA_F32, cells, n), value = v_.encode_args(v, KVT_CUDA_F32, cells, n);
+    if (s_.conditioned) {
+      EXPECT_EQ(kvt_cuda_begin_means(&key, k_.d_scale.get(), stream), KVT_OK);
+    }
     EXPECT_EQ(kvt_cuda_encode(&key, stream), KVT_OK);
     EXPECT_EQ(kvt_cuda_encode(&value, stream), KVT_OK);
   }
@@ -203,8 +206,7 @@ class Model {
     a.out_stream_stride = s_.n_queries * a.out_query_stride;
     if (s_.conditioned) {
       a.key_scale = k_.d_scale.get();
-      a.key_mean = k_.d_mean.get();
-      a.key_conditioning_head_stride = s_.d_k * sizeof(float);
+      k_.set_means(&a);
     }
     if (s_.n_first > 0 || s_.capacity > 0) {
       a.exact_k = &k_.exact;
@@ -324,8 +326,9 @@ class Model {
     a.out_stream_stride = device.out_stream_stride;
     if (s_.conditioned) {
       a.key_scale = k_.scale.data();
-      a.key_mean = k_.mean.data();
-      a.key_conditioning_head_stride = s_.d_k * sizeof(float);
+      k_.set_means(&a);
+      a.key_mean = k_.means.data();
+      a.key_mean_unit = k_.units.data();
     }
     a.n_exact = s_.n_first;
     a.exact_k = h_first_k_.data();
@@ -377,6 +380,8 @@ class Model {
 
  private:
   void read_back() {
+    k_.units = k_.d_units.host();
+    k_.means = k_.d_means.host();
     h_k_ = k_.pages.host();
     h_v_ = v_.pages.host();
     h_first_k_ = k_.first.host();
@@ -422,11 +427,14 @@ class Model {
         const size_t c = kv_head * s_.d_k + i;
         double k;
         if (exact[cell] == -2) {
-          k = static_cast<double>(decoded_k_[(unit * s_.n_cells + cell) * s_.d_k + i]) * (s_.conditioned ? static_cast<double>(k_.scale[c]) : 1);
+          k = static_cast<double>(decoded_k_[(unit * s_.n_cells + cell) * s_.d_k + i]);
+          if (s_.conditioned) {
+            k = k * static_cast<double>(k_.scale[c]) +
+                static_cast<double>(k_.mean_unit(stream, kv_head, cell)) * static_cast<double>(k_.mean_code(stream, kv_head, cell, i));
+          }
         } else {
           k = exact[cell] == -1 ? half_at(h_first_k_, unit, s_.n_first, cell, s_.d_k, i)
                                 : half_at(h_ring_k_, unit, s_.capacity, static_cast<size_t>(exact[cell]), s_.d_k, i);
-          if (s_.conditioned) k -= static_cast<double>(k_.mean[c]);
         }
         x += static_cast<double>(row[i]) * k;
       }
@@ -495,6 +503,7 @@ TEST_F(CudaStep, Extras) {
     check({.codec = codec, .n_queries = 2, .mask = Mask::kBiases, .conditioned = true, .slopes = true, .sinks = true});
     check({.codec = codec, .n_queries = 2, .mask = Mask::kSequences, .sinks = true, .softcap = 6});
     check({.codec = codec, .mask = Mask::kNone, .softcap = 6});
+    check({.codec = codec, .n_queries = 2, .mask = Mask::kHoles, .conditioned = true, .softcap = 6});
   }
 }
 
@@ -533,8 +542,15 @@ TEST_F(CudaStep, Sizes) {
 // Many pages: blocks of the preparation, shares of the attention, pages that are skipped.
 TEST_F(CudaStep, LongContexts) {
   for (const kvt_codec_id codec : {KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
-    for (const Mask mask : {Mask::kCausal, Mask::kSequences, Mask::kHoles})
-      check({.codec = codec, .n_kv_heads = 1, .n_queries = 2, .n_cells = 9000, .n_filled = 8990, .mask = mask});
+    for (const Mask mask : {Mask::kCausal, Mask::kSequences, Mask::kHoles}) {
+      check({.codec = codec,
+             .n_kv_heads = 1,
+             .n_queries = 2,
+             .n_cells = 9000,
+             .n_filled = 8990,
+             .mask = mask,
+             .conditioned = mask == Mask::kCausal});
+    }
   }
 }
 
@@ -585,12 +601,19 @@ TEST_F(CudaStep, RemovedCellsDoNotLeak) {
   }
 }
 
-// A step of an engine as one captured graph: new rows, preparation, attention. Rows, cells, mask and queries change from one
-// replay to the next; the arguments do not.
+// A step of an engine as one captured graph: means of runs of cells that begin, new rows, preparation, attention. Rows, cells, mask and
+// queries change from one replay to the next; the arguments do not.
 TEST_F(CudaStep, GraphReplay) {
   for (const kvt_codec_id codec : kCodeCodecs) {
-    const Scene scene{.codec = codec, .n_streams = 2, .n_queries = 2, .n_cells = 384, .n_filled = 300, .conditioned = true};
+    const Scene scene{.codec = codec, .n_streams = 2, .n_queries = 2, .n_cells = 448, .n_filled = 370, .conditioned = true};
     Model model(scene);
+    const uint32_t n_means = model.k().shape.n_means(), new_run = 384 / model.k().shape.mean_cells;
+    for (size_t run = new_run; run < model.k().units.size(); run += n_means) {
+      model.k().units[run] = -1;
+      std::fill_n(&model.k().means[run * scene.d_k], scene.d_k, int8_t{0});
+    }
+    model.k().d_units.set(model.k().units);
+    model.k().d_means.set(model.k().means);
     model.fill();
     const uint32_t n = scene.n_streams * scene.n_queries;
     DeviceArray<float> k(model.random_rows(n, scene.d_k)), v(model.random_rows(n, scene.d_v));
@@ -629,6 +652,7 @@ TEST_F(CudaStep, GraphReplay) {
         model.check_cpu(out);
       }
     }
+    for (size_t run = new_run; run < model.k().units.size(); run += n_means) EXPECT_GT(model.k().units[run], 0.0f);
     cudaGraphExecDestroy(executable);
     cudaGraphDestroy(graph);
     cudaStreamDestroy(stream);

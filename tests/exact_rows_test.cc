@@ -15,6 +15,8 @@ namespace {
 constexpr uint16_t kRemoved = 0xFC00;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+constexpr uint32_t kMeanCells = 128;
+
 struct Case {
   kvt_codec_id codec = KVT_CODEC_K4V3;
   uint32_t d_k = 64, d_v = 64;
@@ -49,11 +51,11 @@ class Problem {
     recent_k_ = half_rows(6, n_kv_ * c.n_recent * c.d_k);
     recent_v_ = half_rows(7, n_kv_ * c.n_recent * c.d_v);
     scale_.assign(size_t{c.n_kv_heads} * c.d_k, 1.0f);
-    mean_.assign(scale_.size(), 0.0f);
-    for (size_t i = 0; c.is_conditioned && i < scale_.size(); ++i) {
-      scale_[i] = std::ldexp(1.0f, static_cast<int>(i % 3) - 1);
-      mean_[i] = static_cast<float>(i % 7) - 3.0f;
-    }
+    for (size_t i = 0; c.is_conditioned && i < scale_.size(); ++i) scale_[i] = std::ldexp(1.0f, static_cast<int>(i % 3) - 1);
+    mean_.assign(n_kv_ * n_means() * c.d_k, 0);
+    mean_unit_.assign(n_kv_ * n_means(), 0.0f);
+    for (size_t i = 0; c.is_conditioned && i < mean_.size(); ++i) mean_[i] = static_cast<int8_t>(splitmix64(9, i) % 255 - 127);
+    for (size_t i = 0; c.is_conditioned && i < mean_unit_.size(); ++i) mean_unit_[i] = static_cast<float>(1 + i % 3) / 64;
     make_entries();
     mask_.resize(size_t{c.n_streams} * n_heads_ * c.n_queries * c.n_cells);
     for (size_t i = 0; i < mask_.size(); ++i) {
@@ -68,6 +70,16 @@ class Problem {
 
   kvt_attention& args() { return args_; }
   const kvt_codec* codec() const { return codec_.get(); }
+  const std::vector<float>& out() const { return out_; }
+
+  // From now on query i alone asks, as it does when its token is the last one of the same list.
+  void ask_alone(uint32_t i) {
+    args_.n_queries = 1;
+    args_.q = q_.data() + i * args_.q_query_stride / sizeof(float);
+    args_.mask = mask_.data() + i * args_.mask_query_stride / sizeof(uint16_t);
+    args_.out = out_.data() + i * args_.out_query_stride / sizeof(float);
+    args_.recent_own = (c_.n_recent >= c_.n_queries ? c_.n_recent - c_.n_queries : 0) + i;
+  }
 
   void run() {
     const size_t bytes = kvt_attend_workspace_bytes(codec_.get(), &args_, c_.n_threads);
@@ -150,8 +162,14 @@ class Problem {
     a.out_stream_stride = c_.n_queries * a.out_query_stride;
     if (c_.is_conditioned) {
       a.key_scale = scale_.data();
+      a.key_scale_head_stride = c_.d_k * sizeof(float);
       a.key_mean = mean_.data();
-      a.key_conditioning_head_stride = c_.d_k * sizeof(float);
+      a.key_mean_head_stride = n_means() * c_.d_k;
+      a.key_mean_stream_stride = c_.n_kv_heads * a.key_mean_head_stride;
+      a.key_mean_unit = mean_unit_.data();
+      a.key_mean_unit_head_stride = n_means() * sizeof(float);
+      a.key_mean_unit_stream_stride = c_.n_kv_heads * a.key_mean_unit_head_stride;
+      a.mean_cells = kMeanCells;
     }
     a.n_exact = c_.n_exact;
     a.exact_k = exact_k_.data();
@@ -173,13 +191,15 @@ class Problem {
     a.recent_v_stream_stride = c_.n_kv_heads * a.recent_v_head_stride;
   }
 
+  size_t n_means() const { return (c_.n_cells + kMeanCells - 1) / kMeanCells; }
+
   bool is_seen(size_t s, size_t query, size_t head, size_t cell) const {
     const size_t mask_head = c_.has_head_masks ? head : 0;
     return !c_.has_mask || mask_[((s * n_heads_ + mask_head) * c_.n_queries + query) * c_.n_cells + cell] != kRemoved;
   }
 
   void add_row_error(size_t s, size_t query, size_t head, double* error_sum, double* size_sum) const {
-    const size_t kv = s * c_.n_kv_heads + head / c_.n_group, conditioning = head / c_.n_group * c_.d_k;
+    const size_t kv = s * c_.n_kv_heads + head / c_.n_group, scales = head / c_.n_group * c_.d_k;
     // Entry of each cell that this query attends through the list of the newest, -1 for the others.
     std::vector<int> entry(c_.n_cells, -1);
     uint32_t n_taken = 0;
@@ -202,10 +222,12 @@ class Problem {
     for (size_t cell = 0; cell < c_.n_cells; ++cell) {
       if (!is_seen(s, query, head, cell)) continue;
       const bool is_exact = cell < c_.n_exact || entry[cell] >= 0;
+      const size_t m = kv * n_means() + cell / kMeanCells;
       double x = 0;
       for (size_t i = 0; i < c_.d_k; ++i) {
-        const double k = value_of(k_, exact_k_, recent_k_, c_.d_k, cell, i), mean = static_cast<double>(mean_[conditioning + i]);
-        x += static_cast<double>(q[i]) * (is_exact ? k - mean : k * static_cast<double>(scale_[conditioning + i]));
+        const double k = value_of(k_, exact_k_, recent_k_, c_.d_k, cell, i);
+        const double mean = static_cast<double>(mean_[m * c_.d_k + i]) * static_cast<double>(mean_unit_[m]);
+        x += static_cast<double>(q[i]) * (is_exact ? k : k * static_cast<double>(scale_[scales + i]) + mean);
       }
       x *= static_cast<double>(args_.scale);
       if (c_.softcap > 0) x = static_cast<double>(c_.softcap) * std::tanh(x / static_cast<double>(c_.softcap));
@@ -235,7 +257,8 @@ class Problem {
   size_t n_heads_, n_kv_;
   std::vector<uint8_t> k_pages_, v_pages_;
   std::vector<float> k_, v_;  // decoded
-  std::vector<float> q_, out_, scale_, mean_;
+  std::vector<float> q_, out_, scale_, mean_unit_;
+  std::vector<int8_t> mean_;
   std::vector<uint16_t> exact_k_, exact_v_, recent_k_, recent_v_, mask_;
   std::vector<int32_t> entries_;
   kvt_attention args_{};
@@ -287,7 +310,28 @@ TEST_F(ExactRows, QueriesMasksAndThreads) {
         EXPECT_LE(error_of(c), 0.03) << n_queries << " " << has_head_masks << " " << n_threads;
       }
   EXPECT_LE(error_of({.n_cells = 500, .has_mask = false, .softcap = 5}), 0.03);
+  EXPECT_LE(error_of({.n_cells = 500, .is_conditioned = true, .softcap = 5}), 0.03);
   EXPECT_LE(error_of({.n_group = 16, .n_queries = 8, .n_cells = 130}), 0.03);
+}
+
+// Drafts of speculative decoding: a query gives the same bits in a batch as alone. With several threads as well, as the pages are cut
+// alike; up to 64 query rows a kv head, and as many exact rows as fit in one pass of 64.
+TEST_F(ExactRows, DraftsGiveTheBitsOfSingleTokens) {
+  for (const kvt_codec_id codec : kCodecs)
+    for (const uint32_t n_queries : {2u, 3u, 4u, 5u, 12u})
+      for (const uint32_t n_group : {1u, 3u, 5u})
+        for (const uint32_t n_threads : {1u, 3u}) {
+          const bool has_exact = codec != KVT_CODEC_F16;
+          const Case c{.codec = codec, .n_group = n_group, .n_queries = n_queries, .n_cells = 333, .n_exact = has_exact ? 4u : 0u,
+                       .n_recent = has_exact ? 60u : 0u, .window = 48, .is_conditioned = has_exact, .n_threads = n_threads};
+          Problem together(c), alone(c);
+          together.run();
+          for (uint32_t i = 0; i < n_queries; ++i) {
+            alone.ask_alone(i);
+            alone.run();
+          }
+          EXPECT_EQ(together.out(), alone.out()) << kvt_codec_name(codec) << " " << n_queries << " " << n_group << " " << n_threads;
+        }
 }
 
 TEST_F(ExactRows, BadArguments) {
@@ -303,6 +347,12 @@ TEST_F(ExactRows, BadArguments) {
   EXPECT_EQ(status([](kvt_attention& a) { a.recent_k = nullptr; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](kvt_attention& a) { a.exact_v = nullptr; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](kvt_attention& a) { a.n_exact = KVT_MAX_EXACT + 1; }), KVT_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(status([](kvt_attention& a) {
+              static const int8_t mean[64] = {};
+              a.key_mean = mean;
+              a.mean_cells = 64;
+            }),
+            KVT_ERROR_INVALID_ARGUMENT);  // no units
   EXPECT_EQ(status([](kvt_attention& a) { a.recent_own = 1000000; }), KVT_OK);  // the last entry serves all
 }
 

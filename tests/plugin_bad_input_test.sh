@@ -49,8 +49,8 @@ fi
 # All is well: one line and a report; quiet: no line.
 ours good KVTURBO_REPORT="$work/good.json" "${completion[@]}" || complain "no options"
 expect_same "$(our_lines)" 1 "lines of ours"
-expect_log '^kvturbo: KV cache compressed: k4v3 \([a-z0-9]+\), 30 layers, head dim 64, 5\.27 KiB per token instead of 22\.50 \(f16\): 4\.27 times smaller$'
-grep -q '"codec": "k4v3", .*"kv_bytes_per_token": 5400.0, "kv_bytes_per_token_f16": 23040.0, "ratio": 4.2667, "kv_bytes_fixed": 1451520, "layers_compressed": 30, "layers_total": 30, "not_compressed": \[\]' \
+expect_log '^kvturbo: KV cache compressed: k4v3 \([a-z0-9]+\), 30 layers, head dim 64, 5\.29 KiB per token instead of 22\.50 \(f16\): 4\.26 times smaller$'
+grep -q '"codec": "k4v3", .*"kv_bytes_per_token": 5411.953125, "kv_bytes_per_token_f16": 23040.0, "ratio": 4.2572, "kv_bytes_fixed": 1359360, "layers_compressed": 30, "layers_total": 30, "not_compressed": \[\]' \
   "$work/good.json" || complain "report: $(cat "$work/good.json")"
 ours layers KVTURBO_LAYERS=0-1:k8v4,29:f16 "${completion[@]}" || complain "KVTURBO_LAYERS"
 expect_log '^kvturbo: KV cache compressed: k4v3, f16 in layers 29, k8v4 in layers 0-1 \([a-z0-9]+\), 30 layers'

@@ -33,10 +33,12 @@ namespace kvt_test {
   X(ggml_backend_graph_compute)               \
   X(ggml_backend_load)                        \
   X(ggml_backend_load_all_from_path)          \
+  X(ggml_backend_reg_get_proc_address)        \
   X(ggml_backend_tensor_copy)                 \
   X(ggml_backend_tensor_get)                  \
   X(ggml_backend_tensor_memset)               \
   X(ggml_backend_tensor_set)                  \
+  X(ggml_backend_unload)                      \
   X(ggml_build_forward_expand)                \
   X(ggml_cont)                                \
   X(ggml_flash_attn_ext)                      \

@@ -69,8 +69,8 @@ expect_same() { [ "$1" = "$2" ] || complain "$3: '$1' is not '$2'"; }
 expect_below() {
   awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a + 0 < b + 0) }' || complain "$3 is '$1', not below $2"
 }
-# Lines of ours in the log.
-our_lines() { grep -ac '^kvturbo: ' "$last_log"; }
+# Lines of ours in the log, without the one at the end of the process.
+our_lines() { grep -a '^kvturbo: ' "$last_log" | grep -acv '^kvturbo: at exit: '; }
 
 finish() {
   if [ "$failures" -ne 0 ]; then

@@ -2,18 +2,27 @@
 # a model (KVTURBO_HOST_BIN, KVTURBO_TEST_MODEL, KVTURBO_GGML2_DIR).
 add_executable(plugin_graph_test ${CMAKE_CURRENT_LIST_DIR}/plugin_graph_test.cc)
 target_link_libraries(plugin_graph_test PRIVATE GTest::gtest_main)
+foreach(name no_memory life)
+  add_executable(plugin_${name}_test ${CMAKE_CURRENT_LIST_DIR}/plugin_${name}_test.cc)
+  target_link_libraries(plugin_${name}_test PRIVATE GTest::gtest_main Threads::Threads)
+endforeach()
 add_executable(plugin_dequantize ${CMAKE_CURRENT_LIST_DIR}/plugin_dequantize.cc)
-foreach(target plugin_graph_test plugin_dequantize)
+foreach(target plugin_graph_test plugin_no_memory_test plugin_life_test plugin_dequantize)
   target_include_directories(${target} SYSTEM PRIVATE ${KVTURBO_GGML_SOURCE}/include)
   target_link_libraries(${target} PRIVATE kvturbo_warnings ${CMAKE_DL_LIBS})
   add_dependencies(${target} ggml-kvturbo)
 endforeach()
 
 add_executable(recent_rows_test ${CMAKE_CURRENT_LIST_DIR}/recent_rows_test.cc ${PROJECT_SOURCE_DIR}/plugin/recent_rows.cc)
-target_include_directories(recent_rows_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin)
+target_include_directories(recent_rows_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin ${PROJECT_SOURCE_DIR}/include)
 target_include_directories(recent_rows_test SYSTEM PRIVATE ${KVTURBO_GGML_SOURCE}/include ${KVTURBO_GGML_SOURCE}/src)
 target_link_libraries(recent_rows_test PRIVATE kvturbo_warnings GTest::gtest_main)
 add_test(NAME plugin.recent_rows COMMAND recent_rows_test)
+
+add_executable(key_means_test ${CMAKE_CURRENT_LIST_DIR}/key_means_test.cc ${PROJECT_SOURCE_DIR}/plugin/key_means.cc)
+target_include_directories(key_means_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin ${PROJECT_SOURCE_DIR}/include)
+target_link_libraries(key_means_test PRIVATE kvturbo_warnings GTest::gtest_main)
+add_test(NAME plugin.key_means COMMAND key_means_test)
 
 # In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
 foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
@@ -55,9 +64,19 @@ set_tests_properties(plugin.gpu_graph.conditioned PROPERTIES
   SKIP_RETURN_CODE 77
   TIMEOUT 120
   ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo-emulated>;KVTURBO_CODEC=k4v3")
+# Every allocation of the plug-in fails; contexts, threads, fork, unloading.
+foreach(name no_memory life)
+  foreach(codec f16 k4v3)
+    add_test(NAME plugin.${name}.${codec} COMMAND plugin_${name}_test)
+    set_tests_properties(plugin.${name}.${codec} PROPERTIES
+      SKIP_RETURN_CODE 77
+      TIMEOUT 120
+      ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=${codec};KVTURBO_LOG=quiet;OMP_WAIT_POLICY=passive")
+  endforeach()
+endforeach()
 
 # In llama.cpp's programs.
-foreach(name bad_input memory plumbing server)
+foreach(name bad_input memory metrics plumbing server)
   add_test(NAME plugin.${name} COMMAND ${CMAKE_CURRENT_LIST_DIR}/plugin_${name}_test.sh)
   set_tests_properties(plugin.${name} PROPERTIES
     SKIP_RETURN_CODE 77

@@ -40,24 +40,25 @@ class RecentRowsTest : public testing::Test {
   // One batch of n rows; cells from a choice that makes repeats likely if is_wild.
   void write(size_t n, bool is_wild) {
     batch_.rows.resize(n);
-    std::vector<int32_t> cells(n);
     std::vector<float> values(n * kHeads * kHeadDim);
     for (size_t i = 0; i < n; ++i) {
       const size_t stream = random(kStreams);
       batch_.rows[i].stream = static_cast<int32_t>(stream);
-      cells[i] = static_cast<int32_t>(is_wild ? random(40) : next_cell_[stream]++ % kCells);
+      const auto cell = static_cast<int32_t>(is_wild ? random(40) : next_cell_[stream]++ % kCells);
+      batch_.rows[i].cell = cell;
       ++n_written_;
       for (size_t head = 0; head < kHeads; ++head) {
         std::fill_n(values.begin() + static_cast<ptrdiff_t>((i * kHeads + head) * kHeadDim), kHeadDim,
                     static_cast<float>(n_written_ + head));
       }
-      forget(stream, cells[i]);
-      history_[stream].push_back({cells[i], static_cast<uint16_t>(n_written_)});
+      forget(stream, cell);
+      history_[stream].push_back({cell, static_cast<uint16_t>(n_written_)});
     }
-    rows_.begin_batch(cells.data(), &batch_);
+    rows_.plan_batch(&batch_);
+    rows_.begin_batch(&batch_);
     memory_.reset(new ggml_fp16_t[rows_.memory_values(batch_) + 1]);
     batch_.memory = memory_.get();
-    for (size_t head = 0; head < kHeads; ++head) rows_.write_batch(batch_, head, values.data() + head * kHeadDim, kHeads * kHeadDim);
+    for (size_t head = 0; head < kHeads; ++head) rows_.write_batch(&batch_, head, values.data() + head * kHeadDim, kHeads * kHeadDim);
   }
 
   void forget(size_t stream, int32_t cell) {
@@ -131,6 +132,49 @@ TEST_F(RecentRowsTest, CellsWrittenAgain) {
   for (int round = 0; round < 300; ++round) {
     write(1 + random(random(4) == 0 ? 60 : 4), true);
     check_all(1);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Speculative decoding: each batch but for its first row is rejected, and the next one takes its cells. Whatever it is that attention
+// reads, the last token before the batch finds a whole window.
+TEST_F(RecentRowsTest, RejectedDraftsDoNotPushOutTheWindow) {
+  for (size_t n_drafts = 1; n_drafts <= RecentRows::kSlack; ++n_drafts) {
+    rows_.clear();
+    for (int32_t first = 0; first < 100; ++first) {
+      batch_.rows.assign(1 + n_drafts, {});
+      for (size_t i = 0; i < batch_.rows.size(); ++i) batch_.rows[i].cell = first + static_cast<int32_t>(i);
+      rows_.plan_batch(&batch_);
+      rows_.begin_batch(&batch_);
+      for (const RecentList& list : {rows_.list_of(nullptr), rows_.list_of(&batch_)}) {
+        const auto n_before = std::count_if(list.cells, list.cells + list.n_entries, [&](int32_t cell) { return cell >= 0 && cell < first; });
+        // What is kept for later steps holds the rows of the batch as well, of which only the first stays.
+        const size_t n_wanted = list.cells == rows_.list_of(nullptr).cells ? kWindow - 1 : kWindow;
+        ASSERT_GE(static_cast<size_t>(n_before), std::min<size_t>(n_wanted, static_cast<size_t>(first))) << n_drafts << " " << first;
+      }
+    }
+  }
+}
+
+// A graph that stops after some heads: the next steps find every older row in its place.
+TEST_F(RecentRowsTest, AnAbandonedBatchLeavesNoTrace) {
+  for (int round = 0; round < 60; ++round) {
+    write(1 + random(12), false);
+    const size_t stream = random(kStreams), n = 1 + random(30);
+    batch_.rows.assign(n, {});
+    std::vector<float> values(n * kHeadDim, -1.0f);
+    for (size_t i = 0; i < n; ++i) {
+      batch_.rows[i].stream = static_cast<int32_t>(stream);
+      batch_.rows[i].cell = static_cast<int32_t>((next_cell_[stream] + i) % kCells);
+    }
+    rows_.plan_batch(&batch_);
+    rows_.begin_batch(&batch_);
+    memory_.reset(new ggml_fp16_t[rows_.memory_values(batch_) + 1]);
+    batch_.memory = memory_.get();
+    const size_t n_heads_done = random(kHeads + 1);
+    for (size_t head = 0; head < n_heads_done; ++head) rows_.write_batch(&batch_, head, values.data(), kHeadDim);
+    rows_.abandon_batch(batch_);
+    for (size_t s = 0; s < kStreams; ++s) check(rows_.list_of(nullptr), s, 0);
     if (HasFatalFailure()) return;
   }
 }

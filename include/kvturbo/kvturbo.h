@@ -208,13 +208,19 @@ typedef struct kvt_attention {
   float* out; /* [n_streams, n_queries, n_heads, head_dim_v] fp32, head_dim contiguous; not aliased with any input */
   size_t out_query_stride, out_head_stride, out_stream_stride;
 
-  /* Conditioned keys (docs/algorithm.md 6): where keys were encoded as (k - mean) / scale with one mean and scale a kv head,
-   * key_scale [n_kv_heads, head_dim_k] undoes the scale on the query side. The mean adds one constant to every score of a query,
-   * which softmax ignores; only exact rows, which are raw, must be put on the same footing: key_mean, with the same stride.
-   * NULL = none (ones, zeros). Not for f16. */
+  /* Conditioned keys (docs/algorithm.md 6): where keys were encoded as (k - mean) / scale, key_scale and key_mean undo that on the
+   * query side. NULL = none (ones, zeros). Not for f16.
+   * key_scale: [n_kv_heads, head_dim_k], one scale for all cells.
+   * key_mean: [n_streams, n_kv_heads, n_means, head_dim_k], contiguous from n_means on: mean m, of cells m * mean_cells .. , is
+   * key_mean * key_mean_unit[n_streams, n_kv_heads, n_means], n_means = n_cells / mean_cells, rounded up. mean_cells: a multiple of
+   * KVT_PAGE_TOKENS. Strides in bytes. */
   const float* key_scale;
-  const float* key_mean;
-  size_t key_conditioning_head_stride;
+  size_t key_scale_head_stride;
+  const int8_t* key_mean;
+  size_t key_mean_head_stride, key_mean_stream_stride;
+  const float* key_mean_unit;
+  size_t key_mean_unit_head_stride, key_mean_unit_stream_stride;
+  uint32_t mean_cells;
 
   /* Exact rows: some cells are attended in fp16 instead of by their codes. Keys are raw, not conditioned; rows are contiguous.
    * Not for f16, whose pages are exact.

@@ -96,10 +96,19 @@ typedef struct kvt_cuda_encode_args {
 
   /* 1: values are rounded to fp16 first, so that a cache that was saved as fp16 restores to the same bytes. */
   uint32_t round_to_half;
-  /* Conditioning of keys (kvt_attention): what is encoded is (x - mean) * inverse_scale, each operation rounded. Device
-   * [n_kv_heads, head_dim]; both or neither is NULL. Keys only, not for f16. */
-  const float *key_mean, *key_inverse_scale;
-  size_t key_conditioning_head_stride;
+  /* Conditioning of keys (kvt_attention): what is encoded is (x - unit * mean) * inverse_scale, each operation rounded. Device, all or
+   * none NULL; keys only, not for f16. key_inverse_scale: [n_kv_heads, head_dim], one for all cells. key_mean: int8 [n_streams,
+   * n_kv_heads, n_means, head_dim], contiguous from n_means on: mean m is that of cells m * mean_cells .. of a stream, in units of
+   * key_mean_unit [n_streams, n_kv_heads, n_means]. A unit below 0 marks a mean that is not set: its codes must be 0, and it counts as 0.
+   * mean_cells: a multiple of KVT_PAGE_TOKENS. Strides in bytes; those of key_mean multiples of 16, key_mean 16-byte aligned. Cells of a
+   * stream must fit int32. The means are written by kvt_cuda_begin_means alone. */
+  const float* key_inverse_scale;
+  size_t key_scale_head_stride;
+  int8_t* key_mean;
+  size_t key_mean_head_stride, key_mean_stream_stride;
+  float* key_mean_unit;
+  size_t key_mean_unit_head_stride, key_mean_unit_stream_stride;
+  uint32_t mean_cells;
 
   /* Device, as src (type and strides), may be NULL. A row of a head that equals it bit for bit is left as it is: nothing is written
    * for it, neither codes nor exact rows. For ranges that were decoded, changed in part, and are written back. */
@@ -120,10 +129,26 @@ typedef struct kvt_cuda_encode_args {
  * they have no GPU kernels yet), _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError says why). */
 KVT_API kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream);
 
+/* The same for keys and values of one layer in one launch, which takes little longer than either alone if there are few rows. They
+ * have equal codec, n_rows and n_kv_heads. */
+KVT_API kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream);
+
+/* Means that follow the text (docs/algorithm.md 6): for every row of `keys`, the arguments of the encode or append call that follows, whose
+ * cell lies in a run of mean_cells cells without a mean, sets the run's mean in every head, from what the cells of the run before decode to; cells
+ * below keys->exact->n_first, empty ones and the last 16 of the run are left out. With fewer than 64 such cells it takes over the mean of
+ * the nearest run before that has one, or none: zeros. Means that are set stay as they are, so calling it before every append is right, and
+ * costs a look at each row's unit. An empty cache: units filled with -1.0f, codes with 0.
+ * key_scale: device, as key_inverse_scale, its reciprocal.
+ *
+ * Cells that the prediction is made from must be stored: append a batch in parts, each with a call of this before it, that begin where a run of
+ * cells does. Up to 16 rows of consecutive cells need no parts: the cells before the run's first one are among those left out.
+ * Returns KVT_OK (launched, or nothing to do), KVT_ERROR_INVALID_ARGUMENT (also without means), _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA. */
+KVT_API kvt_status kvt_cuda_begin_means(const kvt_cuda_encode_args* keys, const float* key_scale, kvt_cuda_stream stream);
+
 /* ---- decode ----------------------------------------------------------------------------------------------------- */
 
 /* Cells first_cell .. first_cell + n_cells - 1 of each stream and head, as rows: what kvt_decode gives, with the conditioning of
- * keys undone (x * scale + mean) and exact rows in place of codes where there are any. */
+ * keys undone (x * scale + unit * mean) and exact rows in place of codes where there are any. */
 typedef struct kvt_cuda_decode_args {
   uint32_t struct_size;
   kvt_codec_id codec;
@@ -140,8 +165,14 @@ typedef struct kvt_cuda_decode_args {
   void* dst; /* device [n_streams, n_cells, n_kv_heads, head_dim], head_dim contiguous, 16-byte aligned as its strides are */
   size_t dst_row_stride, dst_head_stride, dst_stream_stride; /* bytes */
 
-  const float *key_mean, *key_scale; /* device [n_kv_heads, head_dim]; both or neither is NULL; keys only, not for f16 */
-  size_t key_conditioning_head_stride;
+  /* As in kvt_cuda_encode_args, with key_scale [n_kv_heads, head_dim] in place of its reciprocal. */
+  const float* key_scale;
+  size_t key_scale_head_stride;
+  const int8_t* key_mean;
+  size_t key_mean_head_stride, key_mean_stream_stride;
+  const float* key_mean_unit;
+  size_t key_mean_unit_head_stride, key_mean_unit_stream_stride;
+  uint32_t mean_cells;
 
   const kvt_cuda_exact_rows* exact; /* host, may be NULL: of the same tensor, its streams beginning at the first one decoded */
   uint32_t recent_window; /* of the ring only the newest so many rows are used, 0 .. capacity: what lies beyond a window depends on how
@@ -230,10 +261,15 @@ typedef struct kvt_cuda_attention {
   void* out; /* [n_streams, n_queries, n_heads, head_dim_v], head_dim contiguous; not aliased with any input */
   size_t out_query_stride, out_head_stride, out_stream_stride;
 
-  /* Conditioned keys, as in kvt_attention: [n_kv_heads, head_dim_k], NULL = none (ones, zeros). key_mean matters to exact rows only.
-   * Not for f16. */
-  const float *key_scale, *key_mean;
-  size_t key_conditioning_head_stride;
+  /* Conditioned keys, as in kvt_attention: NULL = none (ones, zeros); not for f16. A run's mean goes to the scores of its coded cells; exact
+   * rows are raw. Cells are those of a stream, with a page table too. */
+  const float* key_scale; /* [n_kv_heads, head_dim_k] */
+  size_t key_scale_head_stride;
+  const int8_t* key_mean; /* as in kvt_cuda_encode_args, from the first stream of this call on */
+  size_t key_mean_head_stride, key_mean_stream_stride;
+  const float* key_mean_unit;
+  size_t key_mean_unit_head_stride, key_mean_unit_stream_stride;
+  uint32_t mean_cells;
 
   /* Host, both or neither is NULL: exact rows of the two tensors, their streams beginning with the first one of this call. They have
    * equal n_first and capacity. Without a step the first rows are attended in place of their codes, and the ring is not

@@ -1,5 +1,7 @@
 #include "cuda_calls.h"
 
+#include <cstring>
+
 namespace kvt::plugin {
 namespace {
 
@@ -43,6 +45,21 @@ bool can_encode(const ggml_tensor* set_rows) {
 
 namespace {
 
+// The means of a cache, from a stream, head and cell on.
+template <typename Args>
+void set_means(const CacheTensor& cache, size_t first_code, size_t first_unit, Args* args) {
+  const DeviceCells& device = *cache.device();
+  const auto n_means = static_cast<size_t>(cache.conditioner()->means().n_means()), n_heads = static_cast<size_t>(cache.n_heads());
+  args->key_scale_head_stride = static_cast<size_t>(cache.head_dim()) * sizeof(float);
+  args->key_mean = device.key_means() + first_code;
+  args->key_mean_head_stride = n_means * static_cast<size_t>(cache.head_dim());
+  args->key_mean_stream_stride = args->key_mean_head_stride * n_heads;
+  args->key_mean_unit = device.key_mean_units() + first_unit;
+  args->key_mean_unit_head_stride = n_means * sizeof(float);
+  args->key_mean_unit_stream_stride = args->key_mean_unit_head_stride * n_heads;
+  args->mean_cells = KeyMeans::kCells;
+}
+
 kvt_cuda_encode_args encode_args_for(const CacheTensor& cache) {
   kvt_cuda_encode_args args{};
   args.struct_size = sizeof(args);
@@ -57,9 +74,8 @@ kvt_cuda_encode_args encode_args_for(const CacheTensor& cache) {
   args.stream_stride = cache.stream_stride();
   args.round_to_half = 1;
   if (cache.conditioner() != nullptr) {
-    args.key_mean = cache.device()->key_mean();
     args.key_inverse_scale = cache.device()->key_inverse_scale();
-    args.key_conditioning_head_stride = static_cast<size_t>(cache.head_dim()) * sizeof(float);
+    set_means(cache, 0, 0, &args);
   }
   return args;
 }
@@ -78,6 +94,30 @@ kvt_cuda_encode_args encode_args_of(const CacheTensor& cache, const ggml_tensor*
   args.cells_type = index->type == GGML_TYPE_I64 ? KVT_CUDA_I64 : KVT_CUDA_I32;
   args.cell_offset = static_cast<int64_t>(cache.offset_of(set_rows->data) / cache.row_bytes());
   return args;
+}
+
+std::vector<int64_t> row_numbers(const char* bytes, kvt_cuda_index_type type, int64_t n_rows) {
+  std::vector<int64_t> numbers(static_cast<size_t>(n_rows));
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    int32_t narrow = 0;
+    if (type == KVT_CUDA_I64) {
+      std::memcpy(&numbers[i], bytes + i * sizeof(int64_t), sizeof(int64_t));
+    } else {
+      std::memcpy(&narrow, bytes + i * sizeof(narrow), sizeof(narrow));
+      numbers[i] = narrow;
+    }
+  }
+  return numbers;
+}
+
+kvt_cuda_encode_args part_of(const kvt_cuda_encode_args& args, int64_t begin, int64_t end) {
+  kvt_cuda_encode_args part = args;
+  const size_t number_bytes = args.cells_type == KVT_CUDA_I64 ? sizeof(int64_t) : sizeof(int32_t);
+  part.n_rows = narrow(end - begin);
+  part.src = static_cast<const char*>(args.src) + static_cast<size_t>(begin) * args.src_row_stride;
+  part.cells = static_cast<const char*>(args.cells) + static_cast<size_t>(begin) * number_bytes;
+  if (args.unchanged != nullptr) part.unchanged = static_cast<const char*>(args.unchanged) + static_cast<size_t>(begin) * args.src_row_stride;
+  return part;
 }
 
 kvt_cuda_encode_args encode_args_of(const CacheTensor& cache, int64_t first_row, int64_t n_rows, const void* rows, const int32_t* numbers) {
@@ -114,9 +154,9 @@ kvt_cuda_decode_args decode_args_of(const CacheTensor& cache, int64_t stream, in
   args.dst_head_stride = head_bytes(cache);
   args.dst_stream_stride = cache.row_bytes() * static_cast<size_t>(cache.n_cells());
   if (cache.conditioner() != nullptr) {
-    args.key_mean = cache.device()->key_mean();
     args.key_scale = cache.device()->key_scale();
-    args.key_conditioning_head_stride = static_cast<size_t>(cache.head_dim()) * sizeof(float);
+    const size_t unit = static_cast<size_t>(stream * cache.n_heads() * cache.conditioner()->means().n_means());
+    set_means(cache, unit * args.head_dim, unit, &args);
   }
   args.recent_window = cache.recent() != nullptr ? static_cast<uint32_t>(cache.recent()->window()) : 0;
   return args;
@@ -164,10 +204,9 @@ kvt_cuda_attention attention_args_of(const AttendTask& task) {
   a.out_head_stride = shape.out_head_stride;
   a.out_stream_stride = shape.out_stream_stride;
   if (keys.conditioner() != nullptr) {
-    const size_t first = task.keys.head * a.head_dim_k;
-    a.key_scale = keys.device()->key_scale() + first;
-    a.key_mean = keys.device()->key_mean() + first;
-    a.key_conditioning_head_stride = size_t{a.head_dim_k} * sizeof(float);
+    const KeyMeans& means = keys.conditioner()->means();
+    a.key_scale = keys.device()->key_scale() + task.keys.head * a.head_dim_k;
+    set_means(keys, static_cast<size_t>(shape.key_mean - means.all_codes()), static_cast<size_t>(shape.key_mean_unit - means.all_units()), &a);
   }
   return a;
 }

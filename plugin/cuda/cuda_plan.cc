@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <set>
+#include <thread>
 
 #include "cache_buffer.h"
 #include "fit_probe.h"
+#include "metrics.h"
+#include "no_throw.h"
 #include "paged_nodes.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
@@ -14,6 +18,8 @@ namespace kvt::plugin {
 namespace {
 
 std::atomic<uint64_t> g_step{0};
+
+constexpr char kRowOutside[] = "a row of keys outside of the cache; please report this";
 
 size_t aligned(size_t n) { return round_up(n, kDeviceAlignment); }
 
@@ -52,10 +58,10 @@ CudaPlan::CudaPlan(ggml_backend_dev_t inner_device, GpuStream* stream)
 bool CudaPlan::is_reusable(const ggml_cgraph* graph) const {
   const bool is_same = graph->uid != 0 && graph->n_nodes > 0 && graph->uid == uid_ && graph->n_nodes == n_graph_nodes_ &&
                        graph->nodes[0] == first_node_ && graph->nodes[graph->n_nodes - 1] == last_node_ &&
-                       last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation();
+                       last_node_->data == last_data_ && conditioning_ == KeyConditioner::generation() && !depends_on_cells_;
   if (!is_same) return false;
   for (const Learning& learning : learning_) {
-    if (!learning.keys.is_up_to_date()) return false;
+    if (!learning.keys.keys()->conditioner()->is_learning()) return false;
   }
   for (const Prepared& prepared : prepared_) {
     for (const CacheTensor* cache : prepared.caches) {
@@ -65,7 +71,7 @@ bool CudaPlan::is_reusable(const ggml_cgraph* graph) const {
   return true;
 }
 
-bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& free_memory) {
+bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait) {
   uid_ = 0;
   conditioning_ = KeyConditioner::generation();
   steps_.clear();
@@ -74,6 +80,9 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& free
   attentions_.clear();
   prepared_.clear();
   new_rows_.clear();
+  waiting_rows_.clear();
+  numbers_of_.clear();
+  wait_ = wait;
   learning_.clear();
   exact_rows_.clear();
   moved_.clear();
@@ -82,11 +91,12 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& free
   constants_.clear();
   n_attentions_done_ = n_constant_numbers_ = prepared_bytes_ = 0;
   probe_slot_ = -1;
-  is_changed_ = false;
+  is_changed_ = depends_on_cells_ = false;
   is_capturable_ = graph->uid != 0;
 
   find_attentions(graph);
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
+  flush_rows();
   for (Learning& learning : learning_) {
     if (!learning.is_planned) add_learning(&learning, nullptr);
   }
@@ -97,7 +107,7 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& free
   const bool has_room = memory_.scratch.has(slots_.bytes()) && memory_.prepared.has(prepared_bytes_) &&
                         memory_.workspace.has(workspace_bytes_) && memory_.staging.has(staging_.bytes()) && constants_.empty() &&
                         n_constant_numbers_ == 0;
-  if (!has_room) free_memory();
+  if (!has_room) wait();
   if (is_changed_ && !place()) return false;
   uid_ = graph->uid;
   n_graph_nodes_ = graph->n_nodes;
@@ -132,12 +142,16 @@ void CudaPlan::find_attentions(const ggml_cgraph* graph) {
 
 void CudaPlan::add_node(ggml_tensor* node) {
   if (may_wait_for_experts(node)) is_capturable_ = false;
-  if (!touches_cache(node)) return add_inner(node);
+  if (!touches_cache(node)) {
+    if (!host().is_empty_op(node->op)) flush_rows();
+    return add_inner(node);
+  }
   is_changed_ = true;
   CacheTensor* written = paged_cache_of(node);
   if (node->op == host().op.set_rows && written != nullptr && can_set_rows(node, *written) && can_encode(node)) {
     return add_set_rows(node, written);
   }
+  flush_rows();
   if (n_attentions_done_ < attentions_.size() && attentions_[n_attentions_done_].node == node) {
     return add_attention(&attentions_[n_attentions_done_++]);
   }
@@ -175,21 +189,47 @@ void CudaPlan::add_host(std::function<bool(std::string*)> run, const bool* is_du
   if (is_due == nullptr) is_capturable_ = false;
 }
 
+// Keys and values of a layer follow each other, with nothing but views between them: one launch serves both. Rows of one side wait for
+// the other's; whatever else comes first, the rows go before it.
 void CudaPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
-  new_rows_.push_back({node, cache});
-  Attention* reader = next_reader(cache);
-  const bool has_scratch = reader != nullptr && !reader->is_direct && reader->slots[cache->side()] < 0;
-  // Before the new rows push older ones out of the exact ones.
-  if (has_scratch) add_decode_for(reader, cache->side());
-  kvt_cuda_encode_args args = encode_args_of(*cache, node);
-  if (has_exact_rows(*cache)) {
-    exact_rows_.push_back(exact_rows_of(*cache, 0, 0, true));
-    args.exact = &exact_rows_.back();
+  if (!waiting_rows_.empty()) {
+    const NewRows other = waiting_rows_[0];
+    const bool is_pair = other.cache->side() != cache->side() && other.cache->codec_id() == cache->codec_id() &&
+                         other.cache->n_heads() == cache->n_heads() && other.node->src[0]->ne[1] == node->src[0]->ne[1];
+    if (is_pair) {
+      waiting_rows_.clear();
+      const NewRows rows{node, cache};
+      return cache->side() == KVT_VALUE ? add_rows({other, rows}) : add_rows({rows, other});
+    }
+    flush_rows();
   }
-  add_launch([this, args](std::string* error) { return check(kvt_cuda_encode(&args, stream_->handle()), "encode", error); });
-  if (cache->conditioner() != nullptr && cache->conditioner()->is_learning()) {
-    Learning* learning = &learning_.emplace_back(Learning{KeyLearning(node, cache), -1});
-    if (reader != nullptr && reader->task.keys.cache == cache) learning->keys.set_queries(reader->node->src[0]);
+  waiting_rows_.push_back({node, cache});
+}
+
+void CudaPlan::flush_rows() {
+  if (waiting_rows_.empty()) return;
+  const std::vector<NewRows> rows = std::move(waiting_rows_);
+  waiting_rows_.clear();
+  add_rows(rows);
+}
+
+// Of keys, of values, or of both in this order.
+void CudaPlan::add_rows(const std::vector<NewRows>& rows) {
+  std::vector<Attention*> with_scratch;
+  for (const NewRows& r : rows) {
+    new_rows_.push_back(r);
+    Attention* reader = next_reader(r.cache);
+    const bool has_scratch = reader != nullptr && !reader->is_direct && reader->slots[r.cache->side()] < 0;
+    // Before the new rows push older ones out of the exact ones.
+    if (has_scratch) add_decode_for(reader, r.cache->side());
+    with_scratch.push_back(has_scratch ? reader : nullptr);
+  }
+  add_encode(rows);
+  for (const NewRows& r : rows) {
+    if (r.cache->conditioner() == nullptr || !r.cache->conditioner()->is_learning()) continue;
+    Attention* reader = next_reader(r.cache);
+    Learning* learning = &learning_.emplace_back(Learning{KeyLearning(r.node, r.cache), -1});
+    if (reader != nullptr && reader->task.keys.cache == r.cache) learning->keys.set_queries(reader->node->src[0]);
     learning->slot = staging_.claim(learning->keys.staging_bytes());
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_rows(stream_, memory_)) return true;
@@ -197,11 +237,84 @@ void CudaPlan::add_set_rows(ggml_tensor* node, CacheTensor* cache) {
       return false;
     });
   }
-  if (!has_scratch) return;
-  const size_t row_bytes = cache->row_bytes();
-  const AttendTask::Side& side = cache->side() == KVT_KEY ? reader->task.keys : reader->task.values;
-  const size_t origin = side.stream * static_cast<size_t>(cache->n_cells()) * row_bytes;
-  add_inner(shadow_on(node, {{cache, {reader->slots[cache->side()], origin}}}));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (with_scratch[i] == nullptr) continue;
+    CacheTensor* cache = rows[i].cache;
+    const AttendTask::Side& side = cache->side() == KVT_KEY ? with_scratch[i]->task.keys : with_scratch[i]->task.values;
+    const size_t origin = side.stream * static_cast<size_t>(cache->n_cells()) * cache->row_bytes();
+    add_inner(shadow_on(rows[i].node, {{cache, {with_scratch[i]->slots[cache->side()], origin}}}));
+  }
+}
+
+void CudaPlan::add_encode(const std::vector<NewRows>& rows) {
+  std::vector<kvt_cuda_encode_args> args;
+  for (const NewRows& r : rows) {
+    args.push_back(encode_args_of(*r.cache, r.node));
+    if (!has_exact_rows(*r.cache)) continue;
+    exact_rows_.push_back(exact_rows_of(*r.cache, 0, 0, true));
+    args.back().exact = &exact_rows_.back();
+  }
+  const auto encode = [this](kvt_cuda_encode_args a) {
+    add_launch([this, a](std::string* error) { return check(kvt_cuda_encode(&a, stream_->handle()), "encode", error); });
+  };
+  const auto begin_means = [this](kvt_cuda_encode_args a, const float* key_scale) {
+    add_launch([this, a, key_scale](std::string* error) {
+      return check(kvt_cuda_begin_means(&a, key_scale, stream_->handle()), "means of keys", error);
+    });
+  };
+  const CacheTensor* conditioned = rows[0].cache->conditioner() != nullptr ? rows[0].cache : nullptr;
+  const std::vector<int64_t> parts = conditioned != nullptr ? parts_of(rows[0]) : std::vector<int64_t>{0};
+  if (rows.size() == 2 && parts.size() == 1) {
+    if (conditioned != nullptr) begin_means(args[0], conditioned->device()->key_scale());
+    const kvt_cuda_encode_args keys = args[0], values = args[1];
+    add_launch([this, keys, values](std::string* error) {
+      return check(kvt_cuda_append(&keys, &values, stream_->handle()), "append", error);
+    });
+    return;
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const kvt_cuda_encode_args part = part_of(args[0], parts[i], i + 1 < parts.size() ? parts[i + 1] : args[0].n_rows);
+    if (conditioned != nullptr) begin_means(part, conditioned->device()->key_scale());
+    encode(part);
+  }
+  if (rows.size() == 2) encode(args[1]);
+}
+
+// Where the parts of a batch of keys begin: a mean is predicted from the run of cells before, which has to be stored by then.
+std::vector<int64_t> CudaPlan::parts_of(const NewRows& keys) {
+  constexpr int64_t kMostRowsInOne = KeyMeans::kUnsettledCells;
+  const ggml_tensor* index = keys.node->src[1];
+  const int64_t n_rows = keys.node->src[0]->ne[1];
+  std::vector<int64_t> parts{0};
+  // Numbers that the graph itself computes are known too late; no host does that.
+  if (n_rows <= kMostRowsInOne || owner_of(index)->op != host().op.none) return parts;
+  const Attention* reader = next_reader(keys.cache);
+  if (reader != nullptr && reader->task.shape.n_queries <= kMostRowsInOne &&
+      int64_t{reader->task.shape.n_queries} * reader->task.shape.n_streams == n_rows) {
+    return parts;  // so few of each stream
+  }
+  depends_on_cells_ = true;
+  const auto [found, is_new] = numbers_of_.try_emplace(index->data);
+  std::vector<int64_t>& numbers = found->second;
+  if (is_new) {
+    wait_();
+    std::vector<char> bytes(host().ggml_nbytes(index));
+    host().ggml_backend_tensor_get(index, bytes.data(), 0, bytes.size());
+    numbers = row_numbers(bytes.data(), index->type == GGML_TYPE_I64 ? KVT_CUDA_I64 : KVT_CUDA_I32, n_rows);
+  }
+  const auto first_row = static_cast<int64_t>(keys.cache->offset_of(keys.node->data) / keys.cache->row_bytes());
+  const int64_t n_cells = keys.cache->n_cells();
+  std::set<std::pair<int64_t, int64_t>> runs;  // stream and run, of the present part
+  for (int64_t i = 0; i < n_rows; ++i) {
+    const int64_t row = first_row + numbers[static_cast<size_t>(i)];
+    const std::pair<int64_t, int64_t> run{row / n_cells, row % n_cells / KeyMeans::kCells};
+    if (runs.count(run) == 0 && runs.count({run.first, run.second - 1}) != 0) {
+      parts.push_back(i);
+      runs.clear();
+    }
+    runs.insert(run);
+  }
+  return parts;
 }
 
 CudaPlan::Learning* CudaPlan::learning_of(const CacheTensor* cache) {
@@ -214,7 +327,6 @@ CudaPlan::Learning* CudaPlan::learning_of(const CacheTensor* cache) {
 // What follows the copy of new keys: that of the queries, and for learning at once the work on the host.
 void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   learning->is_planned = true;
-  learning->keys.set_queries(queries);
   if (queries != nullptr) {
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_queries(stream_, memory_)) return true;
@@ -225,11 +337,14 @@ void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   if (!learning->keys.is_at_once()) return;  // its slot stays taken: it is read after the graph
   add_host(
       [this, learning](std::string* error) {
-        if (!learning->keys.take_note(memory_)) {
-          *error = "a row outside of the cache";
+        if (!learning->keys.learn_from_batch(memory_)) {
+          *error = kRowOutside;
           return false;
         }
-        return learning->keys.learn(stream_, &memory_, error);
+        if (!learning->keys.finish(stream_, &memory_, error)) return false;
+        if (stream_->synchronize()) return true;
+        *error = stream_->last_error();
+        return false;
       },
       nullptr);
   staging_.release(learning->slot);
@@ -488,13 +603,22 @@ void CudaPlan::add_generic(ggml_tensor* node) {
     }
     args.exact_in_place = 1;
     const int after = places.at(written).slot;
-    add_launch([this, args, before, after](std::string* error) {
-      kvt_cuda_encode_args placed = args;
-      placed.src = memory_.scratch.base() + slots_.offset(after);
-      placed.unchanged = memory_.scratch.base() + slots_.offset(before);
-      placed.cells = memory_.constants.base();
-      return check(kvt_cuda_encode(&placed, stream_->handle()), "encode", error);
-    });
+    const bool is_conditioned = written->conditioner() != nullptr;
+    const float* key_scale = is_conditioned ? written->device()->key_scale() : nullptr;
+    for (int64_t begin = 0, end; begin < n_rows; begin = end) {
+      // Runs of cells in turn, as each one's mean comes from the run before.
+      const int64_t cell = (range.begin + begin) % written->n_cells();
+      end = is_conditioned ? std::min({n_rows, begin + KeyMeans::kCells - cell % KeyMeans::kCells, begin + written->n_cells() - cell}) : n_rows;
+      add_launch([this, args, before, after, begin, end, key_scale](std::string* error) {
+        kvt_cuda_encode_args placed = args;
+        placed.src = memory_.scratch.base() + slots_.offset(after);
+        placed.unchanged = memory_.scratch.base() + slots_.offset(before);
+        placed.cells = memory_.constants.base();
+        placed = part_of(placed, begin, end);
+        return (key_scale == nullptr || check(kvt_cuda_begin_means(&placed, key_scale, stream_->handle()), "means of keys", error)) &&
+               check(kvt_cuda_encode(&placed, stream_->handle()), "encode", error);
+      });
+    }
     slots_.release(before);
   }
   for (const auto& [cache, where] : places) slots_.release(where.slot);
@@ -582,6 +706,7 @@ bool CudaPlan::place() {
 bool CudaPlan::begin() {
   bool has_host_work = std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return l.keys.is_at_once(); });
   for (const NewRows& rows : new_rows_) {
+    metrics_count_rows(*rows.cache, rows.node->src[0]->ne[1]);
     if (rows.cache->recent() != nullptr) rows.cache->probe_schedule().add_rows(rows.node->src[0]->ne[1]);
   }
   for (Attention& attention : attentions_) {
@@ -597,17 +722,41 @@ bool CudaPlan::begin() {
 void CudaPlan::end() {
   const uint64_t step = ++g_step;
   for (const NewRows& rows : new_rows_) rows.cache->device()->note_rows(new_cells_of(rows.cache), step);
-  has_notes_ = std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return !l.keys.is_at_once(); });
+  has_rest_ = std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return !l.keys.is_at_once(); });
 }
 
-bool CudaPlan::take_note() {
-  if (!has_notes_) return true;
-  has_notes_ = false;
-  bool is_done = true;
-  for (const Learning& learning : learning_) {
-    if (!learning.keys.is_at_once()) is_done = learning.keys.take_note(memory_) && is_done;
+bool CudaPlan::do_rest(std::string* error) {
+  has_rest_ = false;
+  // Layers are independent of one another, and the GPU waits meanwhile.
+  constexpr size_t kMostThreads = 8;
+  std::atomic<size_t> next{0};
+  std::atomic<bool> is_inside{true}, is_complete{true};
+  const auto work = [&] {
+    const bool is_done = completes([&] {
+      for (size_t i = next++; i < learning_.size(); i = next++) {
+        if (!learning_[i].keys.is_at_once() && !learning_[i].keys.learn_from_batch(memory_)) is_inside = false;
+      }
+    });
+    if (!is_done) is_complete = false;
+  };
+  const bool are_many = learning_[0].keys.n_rows() >= static_cast<int64_t>(KeyConditioner::kEnoughRows);
+  const size_t n_threads = are_many ? std::min<size_t>({kMostThreads, learning_.size(), std::thread::hardware_concurrency()}) : 1;
+  std::vector<std::thread> threads;
+  completes([&] {  // with fewer threads than asked for it takes longer
+    while (threads.size() + 1 < n_threads) threads.emplace_back(work);
+  });
+  work();
+  for (std::thread& thread : threads) thread.join();
+  if (!is_inside || !is_complete) {
+    *error = is_inside ? "no memory to learn the conditioning of keys" : kRowOutside;
+    return false;
   }
-  return is_done;
+  for (Learning& learning : learning_) {
+    if (!learning.keys.is_at_once() && !learning.keys.finish(stream_, &memory_, error)) return false;
+  }
+  if (stream_->synchronize()) return true;
+  *error = stream_->last_error();
+  return false;
 }
 
 }  // namespace kvt::plugin

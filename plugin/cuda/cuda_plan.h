@@ -1,7 +1,7 @@
 // The host's graph as a list of steps on a GPU: runs of nodes for the inner backend, launches of our kernels, work on the host.
 //
 //   not on a cache of ours             a node of the inner backend
-//   SET_ROWS                           encode
+//   SET_ROWS                           encode, keys and values of a layer in one launch; for conditioned keys before it: begin_means
 //   FLASH_ATTN_EXT of few queries      our kernel, on the codes; before the first one of each mask: prepare_step
 //   FLASH_ATTN_EXT of many             at SET_ROWS the cells of the layer are decoded to f16 scratch, and a copy of the node puts
 //                                      the new rows there as they are; a copy of the attention node works on the scratch
@@ -41,8 +41,8 @@ class CudaPlan {
   // Whether the plan is for this graph and still right.
   bool is_reusable(const ggml_cgraph* graph) const;
   // Makes the plan. False if there is no memory.
-  // free_memory: called before memory that earlier plans used is replaced.
-  bool build(const ggml_cgraph* graph, const std::function<void()>& free_memory);
+  // wait: until the inner backend has done all it was given; before memory that earlier plans used is replaced.
+  bool build(const ggml_cgraph* graph, const std::function<void()>& wait);
 
   bool is_changed() const { return is_changed_; }  // else the host's own graph will do
   const std::vector<PlanStep>& steps() const { return steps_; }
@@ -54,9 +54,9 @@ class CudaPlan {
   bool begin();
   // After the steps.
   void end();
-  bool has_notes() const { return has_notes_; }
-  // What was left for later, when the steps are complete. False if a row was outside of the cache.
-  bool take_note();
+  // What was left for later, when the steps are complete.
+  bool has_rest() const { return has_rest_; }
+  bool do_rest(std::string* error);
 
  private:
   struct Attention {
@@ -80,7 +80,7 @@ class CudaPlan {
     std::vector<const CacheTensor*> caches;  // that share it: their rings have to be equal
   };
   struct NewRows {
-    const ggml_tensor* node;
+    ggml_tensor* node;
     CacheTensor* cache;
   };
   struct Learning {
@@ -106,6 +106,10 @@ class CudaPlan {
   void add_launch(std::function<bool(std::string*)> run);
   void add_host(std::function<bool(std::string*)> run, const bool* is_due);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);
+  void flush_rows();
+  void add_rows(const std::vector<NewRows>& rows);
+  void add_encode(const std::vector<NewRows>& rows);
+  std::vector<int64_t> parts_of(const NewRows& keys);
   void add_learning(Learning* learning, const ggml_tensor* queries);
   Learning* learning_of(const CacheTensor* cache);
   void add_attention(Attention* attention);
@@ -139,11 +143,15 @@ class CudaPlan {
   std::deque<Prepared> prepared_;
   size_t prepared_bytes_ = 0, workspace_bytes_ = 0;
   std::vector<NewRows> new_rows_;
+  std::vector<NewRows> waiting_rows_;  // of keys or values, for those of the other side
+  std::function<void()> wait_;
+  std::map<const void*, std::vector<int64_t>> numbers_of_;  // rows of batches, by the address of their numbers
   std::deque<Learning> learning_;
   std::deque<kvt_cuda_exact_rows> exact_rows_;
   std::vector<Moved> moved_;
   ScratchSlots slots_, staging_;
-  bool is_changed_ = false, is_capturable_ = false, has_notes_ = false;
+  bool is_changed_ = false, is_capturable_ = false, has_rest_ = false;
+  bool depends_on_cells_ = false;  // on which the host writes to
 
   // What the plan was made for.
   uint64_t uid_ = 0;

@@ -7,6 +7,7 @@
 #include "cache_layout.h"
 #include "cuda_plan.h"
 #include "gpu_support.h"
+#include "metrics.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
 
@@ -42,8 +43,10 @@ class CudaRunner : public GraphRunner {
     }
     if (!plan_.is_changed()) return inner_->iface.graph_compute(inner_, graph);
     const bool has_host_work = plan_.begin();
+    ++counters().graphs;
     const enum ggml_status status = run(graph, has_host_work);
     plan_.end();
+    metrics_graph_done();
     return status;
   }
 
@@ -61,9 +64,10 @@ class CudaRunner : public GraphRunner {
   void wait() { host().ggml_backend_synchronize(inner_); }
 
   void finish_locked() {
-    if (!plan_.has_notes()) return;
+    if (!plan_.has_rest()) return;
     wait();
-    if (!plan_.take_note()) say("a row of keys outside of the cache; please report this");
+    std::string error;
+    if (!plan_.do_rest(&error)) failed(error);
   }
 
   enum ggml_status run(ggml_cgraph* graph, bool has_host_work) {

@@ -10,125 +10,169 @@
 namespace kvt::plugin {
 namespace {
 
-// A batch of more rows is noted at once: to keep copies of many layers would take much pinned memory.
-constexpr int64_t kMostRowsLater = KVT_CUDA_MAX_QUERIES;
-
-bool is_learning_due(const CacheTensor& keys, int64_t n_new) {
-  return keys.conditioner()->will_learn(static_cast<size_t>(n_new)) || n_new > kMostRowsLater;
-}
+constexpr size_t kMostBytesLater = size_t{4} << 20;  // of a layer's keys
+constexpr int64_t kMostQueries = 32;                 // of a stream
+// Estimates from fewer rows than the exact ones beside the codes are hardly used: there is one from the very first rows, should the
+// cache be saved so early, and then none until there are so many.
+constexpr size_t kFewestRows = 32;
 
 }  // namespace
 
 KeyLearning::KeyLearning(const ggml_tensor* set_rows, CacheTensor* keys)
-    : set_rows_(set_rows), keys_(keys), is_at_once_(is_learning_due(*keys, set_rows->src[0]->ne[1])) {}
+    : keys_(keys), n_rows_(set_rows->src[0]->ne[1]), new_rows_(encode_args_of(*keys, set_rows)) {}
 
-bool KeyLearning::is_up_to_date() const {
-  return keys_->conditioner()->is_learning() && is_at_once_ == is_learning_due(*keys_, set_rows_->src[0]->ne[1]);
+bool KeyLearning::is_at_once() const { return rows_bytes() > kMostBytesLater; }
+
+void KeyLearning::set_queries(const ggml_tensor* q) {
+  if (q == nullptr) return;
+  const int64_t step = (q->ne[1] + kMostQueries - 1) / kMostQueries;
+  head_dim_ = q->ne[0];
+  n_queries_ = (q->ne[1] + step - 1) / step;
+  n_heads_ = q->ne[2];
+  n_streams_ = q->ne[3];
+  queries_ = static_cast<const char*>(q->data) + static_cast<size_t>((q->ne[1] - 1) % step) * q->nb[1];
+  query_stride_ = static_cast<size_t>(step) * q->nb[1];
+  head_stride_ = q->nb[2];
+  stream_stride_ = q->nb[3];
 }
 
-size_t KeyLearning::rows_bytes() const { return static_cast<size_t>(set_rows_->src[0]->ne[1] * keys_->n_values()) * sizeof(float); }
-
-size_t KeyLearning::index_bytes() const { return static_cast<size_t>(set_rows_->src[1]->ne[0]) * sizeof(int64_t); }
-
 size_t KeyLearning::staging_bytes() const {
-  const size_t n_query_values =
-      queries_ != nullptr ? static_cast<size_t>(queries_->ne[0] * queries_->ne[1] * queries_->ne[2] * queries_->ne[3]) : 0;
-  return round_up(rows_bytes() + index_bytes() + n_query_values * sizeof(float), kDeviceAlignment);
+  const size_t query_bytes = static_cast<size_t>(head_dim_ * n_heads_ * n_queries_ * n_streams_) * sizeof(float);
+  return round_up(rows_bytes() + index_bytes() + query_bytes, kDeviceAlignment);
 }
 
 bool KeyLearning::copy_rows(GpuStream* stream, const PlanMemory& memory) const {
-  const ggml_tensor *rows = set_rows_->src[0], *index = set_rows_->src[1];
   char* to = memory.staging.base() + staging_offset_;
-  return stream->copy_to_host(to, rows->data, rows->nb[1], static_cast<size_t>(keys_->n_values()) * sizeof(float),
-                              static_cast<size_t>(rows->ne[1])) &&
-         stream->copy_to_host(to + rows_bytes(), index->data, 0, static_cast<size_t>(index->ne[0]) * index->nb[0], 1);
+  const size_t number_bytes = new_rows_.cells_type == KVT_CUDA_I64 ? sizeof(int64_t) : sizeof(int32_t);
+  return stream->copy_to_host(to, new_rows_.src, new_rows_.src_row_stride, static_cast<size_t>(keys_->n_values()) * sizeof(float),
+                              static_cast<size_t>(n_rows_)) &&
+         stream->copy_to_host(to + rows_bytes(), new_rows_.cells, 0, static_cast<size_t>(n_rows_) * number_bytes, 1);
 }
 
 bool KeyLearning::copy_queries(GpuStream* stream, const PlanMemory& memory) const {
-  if (queries_ == nullptr) return true;
-  const ggml_tensor& q = *queries_;
-  const size_t head_bytes = static_cast<size_t>(q.ne[0]) * sizeof(float);
+  const size_t head_bytes = static_cast<size_t>(head_dim_) * sizeof(float), all_heads = head_bytes * static_cast<size_t>(n_heads_);
+  const auto n_queries = static_cast<size_t>(n_queries_);
   char* to = memory.staging.base() + staging_offset_ + rows_bytes() + index_bytes();
-  for (int64_t s = 0; s < q.ne[3]; ++s) {
-    for (int64_t i = 0; i < q.ne[1]; ++i, to += head_bytes * static_cast<size_t>(q.ne[2])) {
-      const char* from = static_cast<const char*>(q.data) + static_cast<size_t>(s) * q.nb[3] + static_cast<size_t>(i) * q.nb[1];
-      if (!stream->copy_to_host(to, from, q.nb[2], head_bytes, static_cast<size_t>(q.ne[2]))) return false;
+  for (int64_t s = 0; s < n_streams_; ++s, to += all_heads * n_queries) {
+    const char* from = queries_ + static_cast<size_t>(s) * stream_stride_;
+    if (head_stride_ == head_bytes) {
+      if (!stream->copy_to_host(to, from, query_stride_, all_heads, n_queries)) return false;
+      continue;
+    }
+    for (size_t i = 0; i < n_queries; ++i) {
+      if (!stream->copy_to_host(to + i * all_heads, from + i * query_stride_, head_stride_, head_bytes, static_cast<size_t>(n_heads_))) return false;
     }
   }
   return true;
 }
 
-bool KeyLearning::take_note(const PlanMemory& memory) const {
+bool KeyLearning::read_places(const PlanMemory& memory) {
+  places_ = row_numbers(memory.staging.base() + staging_offset_ + rows_bytes(), new_rows_.cells_type, n_rows_);
+  for (int64_t& place : places_) {
+    place += new_rows_.cell_offset;
+    if (place < 0 || place >= keys_->n_rows()) return false;
+  }
+  return true;
+}
+
+void KeyLearning::add_queries(const PlanMemory& memory) const {
+  const auto* query = reinterpret_cast<const float*>(memory.staging.base() + staging_offset_ + rows_bytes() + index_bytes());
+  const int64_t n_group = n_heads_ / keys_->n_heads();
+  for (int64_t i = 0; i < n_queries_ * n_streams_; ++i) {
+    for (int64_t h = 0; h < n_heads_; ++h, query += head_dim_) keys_->conditioner()->add_query(h / n_group, query);
+  }
+}
+
+// A first batch that is enough, as most prompts are: its rows need not be kept.
+bool KeyLearning::learn_from_batch(const PlanMemory& memory) {
+  is_learnt_ = false;
   KeyConditioner* conditioner = keys_->conditioner();
   if (!conditioner->is_learning()) return true;
-  const ggml_tensor* index = set_rows_->src[1];
-  const char* rows = memory.staging.base() + staging_offset_;
-  const char* numbers = rows + rows_bytes();
-  const auto first_row = static_cast<int64_t>(keys_->offset_of(set_rows_->data) / keys_->row_bytes());
-  for (int64_t i = 0; i < index->ne[0]; ++i) {
-    int64_t row = 0;
-    if (index->type == GGML_TYPE_I64) {
-      std::memcpy(&row, numbers + static_cast<size_t>(i) * sizeof(int64_t), sizeof(int64_t));
-    } else {
-      int32_t narrow = 0;
-      std::memcpy(&narrow, numbers + static_cast<size_t>(i) * sizeof(int32_t), sizeof(int32_t));
-      row = narrow;
-    }
-    row += first_row;
-    if (row < 0 || row >= keys_->n_rows()) return false;
-    conditioner->keep_row(reinterpret_cast<const float*>(rows) + i * keys_->n_values(), row);
+  if (!read_places(memory)) return false;
+  add_queries(memory);
+  if (conditioner->n_kept() > 0 || places_.size() < KeyConditioner::kEnoughRows) return true;
+  conditioner->learn_from_rows(reinterpret_cast<const float*>(memory.staging.base() + staging_offset_), places_.size());
+  int64_t last_run = -1;
+  for (const int64_t place : places_) {
+    const int64_t stream = place / keys_->n_cells(), cell = place % keys_->n_cells();
+    const int64_t run = stream * keys_->n_cells() + cell / KeyMeans::kCells;
+    for (int64_t head = 0; run != last_run && head < keys_->n_heads(); ++head) conditioner->means().settle(stream, head, cell);
+    last_run = run;
+  }
+  is_learnt_ = true;
+  return true;
+}
+
+bool KeyLearning::is_due() const {
+  const KeyConditioner& conditioner = *keys_->conditioner();
+  const size_t n = conditioner.n_kept(), n_learnt = conditioner.n_learnt();
+  return n_learnt == 0 || n >= KeyConditioner::kEnoughRows || (n >= kFewestRows && n >= 4 * n_learnt);
+}
+
+bool KeyLearning::finish(GpuStream* stream, PlanMemory* memory, std::string* error) {
+  KeyConditioner* conditioner = keys_->conditioner();
+  const char* rows = memory->staging.base() + staging_offset_;
+  if (is_learnt_) {
+    is_learnt_ = false;
+    keys_->device()->upload_conditioning(*keys_);
+    return encode(stream, n_rows_, rows, rows + rows_bytes(), new_rows_.cells_type, new_rows_.cell_offset, error);
+  }
+  if (!conditioner->is_learning()) return true;
+  for (size_t i = 0; i < places_.size(); ++i) {
+    conditioner->keep_row(reinterpret_cast<const float*>(rows) + i * static_cast<size_t>(keys_->n_values()), places_[i]);
   }
   conditioner->set_stored();  // by the graph's own encode
-  if (queries_ == nullptr) return true;
-  const auto* query = reinterpret_cast<const float*>(numbers + index_bytes());
-  const int64_t n_group = queries_->ne[2] / keys_->n_heads();
-  for (int64_t i = 0; i < queries_->ne[1] * queries_->ne[3]; ++i) {
-    for (int64_t h = 0; h < queries_->ne[2]; ++h, query += queries_->ne[0]) conditioner->add_query(h / n_group, query);
-  }
+  if (!is_due()) return true;
+  keys_->device()->download_means(keys_);
+  const size_t first = conditioner->learn();
+  keys_->device()->upload_conditioning(*keys_);
+  if (!store_kept(first, stream, memory, error)) return false;
+  conditioner->finish_pass();
   return true;
 }
 
-bool KeyLearning::learn(GpuStream* stream, PlanMemory* memory, std::string* error) const {
-  KeyConditioner* conditioner = keys_->conditioner();
-  if (!conditioner->is_learning()) return true;
-  const size_t first = conditioner->learn();
-  keys_->device()->upload_conditioning(*keys_);
+bool KeyLearning::encode(GpuStream* stream, int64_t n_rows, const void* rows, const void* numbers, kvt_cuda_index_type type,
+                         int64_t first_row, std::string* error) const {
+  kvt_cuda_encode_args args = new_rows_;
+  args.n_rows = static_cast<uint32_t>(n_rows);
+  args.src = rows;
+  args.src_row_stride = static_cast<size_t>(keys_->n_values()) * sizeof(float);
+  args.cells = numbers;
+  args.cells_type = type;
+  args.cell_offset = first_row;
+  const kvt_status status = kvt_cuda_encode(&args, stream->handle());
+  if (status == KVT_OK) return true;
+  *error = kvt_status_string(status);
+  return false;
+}
+
+bool KeyLearning::store_kept(size_t first, GpuStream* stream, PlanMemory* memory, std::string* error) const {
+  const KeyConditioner& conditioner = *keys_->conditioner();
   // A cell that was written twice is stored as it was last.
   std::map<int64_t, size_t> last_of;
-  for (size_t i = first; i < conditioner->n_kept(); ++i) last_of[conditioner->kept_place(i)] = i;
-  const size_t width = static_cast<size_t>(keys_->n_values());
+  for (size_t i = first; i < conditioner.n_kept(); ++i) last_of[conditioner.kept_place(i)] = i;
+  if (last_of.empty()) return true;
+  const auto width = static_cast<size_t>(keys_->n_values());
   std::vector<float> rows(last_of.size() * width);
   std::vector<int64_t> places;
   for (const auto& [place, i] : last_of) {
-    std::memcpy(rows.data() + places.size() * width, conditioner->kept_row(i), width * sizeof(float));
+    std::memcpy(rows.data() + places.size() * width, conditioner.kept_row(i), width * sizeof(float));
     places.push_back(place);
   }
   const size_t rows_end = rows.size() * sizeof(float);
-  if (!places.empty()) {
-    if (!memory->kept_rows.require(rows_end + places.size() * sizeof(int64_t))) {
-      *error = "no GPU memory for keys that are encoded anew";
-      return false;
-    }
-    memory->kept_rows.block()->write(0, rows_end, rows.data());
-    memory->kept_rows.block()->write(rows_end, places.size() * sizeof(int64_t), places.data());
-    ggml_tensor source{}, index{}, set_rows = *set_rows_;
-    source.ne[1] = static_cast<int64_t>(places.size());
-    source.nb[1] = width * sizeof(float);
-    source.data = memory->kept_rows.base();
-    index.type = GGML_TYPE_I64;
-    index.data = memory->kept_rows.base() + rows_end;
-    set_rows.data = keys_->image();  // places are rows of the whole cache
-    set_rows.src[0] = &source;
-    set_rows.src[1] = &index;
-    const kvt_cuda_encode_args args = encode_args_of(*keys_, &set_rows);
-    const kvt_status status = kvt_cuda_encode(&args, stream->handle());
-    if (status != KVT_OK || !stream->synchronize()) {
-      *error = status != KVT_OK ? kvt_status_string(status) : stream->last_error();
-      return false;
-    }
+  // The layer before may be reading it.
+  if (!stream->synchronize()) {
+    *error = stream->last_error();
+    return false;
   }
-  conditioner->finish_pass();
-  return true;
+  if (!memory->kept_rows.require(rows_end + places.size() * sizeof(int64_t))) {
+    *error = "no GPU memory for keys that are encoded anew";
+    return false;
+  }
+  memory->kept_rows.block()->write(0, rows_end, rows.data());
+  memory->kept_rows.block()->write(rows_end, places.size() * sizeof(int64_t), places.data());
+  const char* base = memory->kept_rows.base();
+  return encode(stream, static_cast<int64_t>(places.size()), base, base + rows_end, KVT_CUDA_I64, 0, error);
 }
 
 }  // namespace kvt::plugin

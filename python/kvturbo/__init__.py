@@ -9,10 +9,10 @@
 from pathlib import Path as _Path
 
 from ._library import PAGE_TOKENS, Error
-from .codec import Codec, RecentRows, Side, codec_names, library_version, page_bytes
+from .codec import Codec, KeyMeans, RecentRows, Side, codec_names, library_version, page_bytes
 from .header import Header
 
 __version__ = library_version()
 INCLUDE_FOLDER = str(_Path(__file__).parent / "include")  # kvturbo/kvturbo.h, of the wheel
 LIBRARY_FOLDER = str(_Path(__file__).parent / "lib")  # for -L and the run path
-__all__ = ["INCLUDE_FOLDER", "LIBRARY_FOLDER", "PAGE_TOKENS", "Codec", "Error", "Header", "RecentRows", "Side", "codec_names", "library_version", "page_bytes"]
+__all__ = ["INCLUDE_FOLDER", "LIBRARY_FOLDER", "PAGE_TOKENS", "Codec", "Error", "Header", "KeyMeans", "RecentRows", "Side", "codec_names", "library_version", "page_bytes"]

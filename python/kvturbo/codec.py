@@ -63,6 +63,31 @@ class RecentRows:
     own: int | None = None
 
 
+@dataclass
+class KeyMeans:
+    """What was subtracted from keys before they were encoded: codes * units[..., None], one mean for every n_cells cells.
+
+    codes: int8 [n_streams, n_kv_heads, n_means, head_dim_k] or without streams; units: float [n_streams, n_kv_heads, n_means].
+    n_cells: a multiple of 64.
+    """
+
+    codes: Any
+    units: Any
+    n_cells: int = 512
+
+    @classmethod
+    def of(cls, means: Any, n_cells: int = 512) -> KeyMeans:
+        """The nearest ones to means, float [..., n_means, head_dim_k]. Subtract values(), not means, from the keys."""
+        wanted = floats(means, "means")
+        units = np.abs(wanted).max(axis=-1) / 127
+        codes = np.rint(wanted / np.where(units > 0, units, 1)[..., None]).astype(np.int8)
+        return cls(codes, units, n_cells)
+
+    def values(self) -> np.ndarray:
+        """float32 [..., n_means, head_dim_k]"""
+        return self.codes * floats(self.units, "units")[..., None]
+
+
 class Codec:
     """A codec for one pair of head dims. Immutable; any number of threads may use it at once."""
 
@@ -163,7 +188,7 @@ class Codec:
 
     def attend(self, q: Any, k_pages: Any, v_pages: Any, n_cells: int, *, scale: float | None = None, mask: Any = None,
                causal: bool = False, logit_softcap: float = 0.0, slopes: Any = None, sinks: Any = None, key_scale: Any = None,
-               key_mean: Any = None, exact_keys: Any = None, exact_values: Any = None, recent: RecentRows | None = None,
+               key_means: KeyMeans | None = None, exact_keys: Any = None, exact_values: Any = None, recent: RecentRows | None = None,
                n_threads: int = 1) -> Any:
         """softmax(scale * Q K^T + mask) V on the codes, grouped-query: query head h reads kv head h // (n_heads / n_kv_heads).
 
@@ -171,17 +196,18 @@ class Codec:
         k_pages: uint8 [n_kv_heads, n_pages, page_bytes]; v_pages likewise. Cells 0 .. n_cells - 1 are attended.
         With one more axis [n_streams, ...] in front of q and both pages: independent sequences, and so of the result.
         scale: by default 1 / sqrt(head_dim_k).
-        mask: float [n_queries, n_cells] or [n_heads, n_queries, n_cells], added to the scores; or bool, True for cells to attend.
+        mask: float, added to the scores, or bool, True for cells to attend; [n_queries, n_cells], or with [n_heads] or
+            [n_streams, n_heads] in front, where 1 stands for the same for all.
         causal: the queries are the last n_queries cells, and each sees the cells up to its own. Not together with mask.
         slopes, sinks: float [n_heads]: ALiBi slopes that multiply the mask; one score more in the softmax's denominator.
-        key_scale, key_mean: float [n_kv_heads, head_dim_k], where keys were encoded as (k - key_mean) / key_scale.
+        key_scale, key_means: where keys were encoded as (k - mean) / key_scale; key_scale: float [n_kv_heads, head_dim_k].
         exact_keys, exact_values: float [n_kv_heads, n, head_dim], n <= 64, raw rows of the first n cells, attended in fp16;
             [n_streams, ...] with streams.
         recent: the newest rows, attended in fp16.
         n_threads: the result depends on it within rounding.
         """
         a, kept = self._attention(q, k_pages, v_pages, n_cells, scale, mask, causal, logit_softcap, slopes, sinks, key_scale,
-                                  key_mean, exact_keys, exact_values, recent)
+                                  key_means, exact_keys, exact_values, recent)
         out = kept["out"]
         if n_threads <= 1:
             library.kvt_attend(self._handle, byref(a))
@@ -202,7 +228,7 @@ class Codec:
         return p
 
     def _attention(self, q: Any, k_pages: Any, v_pages: Any, n_cells: int, scale: float | None, mask: Any, causal: bool,
-                   logit_softcap: float, slopes: Any, sinks: Any, key_scale: Any, key_mean: Any, exact_keys: Any,
+                   logit_softcap: float, slopes: Any, sinks: Any, key_scale: Any, key_means: KeyMeans | None, exact_keys: Any,
                    exact_values: Any, recent: RecentRows | None) -> tuple[AttentionStruct, dict[str, np.ndarray]]:
         """The structure, and the arrays it points into."""
         if n_cells < 0:
@@ -239,18 +265,29 @@ class Codec:
         a.q_stream_stride, a.q_query_stride, a.q_head_stride, _ = queries.strides
         a.out_stream_stride, a.out_query_stride, a.out_head_stride, _ = out.strides
 
-        bits = _mask(mask, causal, n_queries, n_heads, n_cells)
+        bits = _mask(mask, causal, n_streams, n_heads, n_queries, n_cells)
         if bits is not None:
             kept["mask"] = bits
             a.mask, a.mask_query_stride = _address(bits), bits.strides[-2]
-            a.mask_head_stride = bits.strides[0] if bits.ndim == 3 else 0
+            a.mask_stream_stride = bits.strides[0] if bits.shape[0] > 1 else 0
+            a.mask_head_stride = bits.strides[1] if bits.shape[1] > 1 else 0
         for name, array, shape in (("slopes", slopes, (n_heads,)), ("sinks", sinks, (n_heads,)),
-                                   ("key_scale", key_scale, (n_kv_heads, self.head_dim_k)),
-                                   ("key_mean", key_mean, (n_kv_heads, self.head_dim_k))):
+                                   ("key_scale", key_scale, (n_kv_heads, self.head_dim_k))):
             if array is not None:
                 kept[name] = _of_shape(np.ascontiguousarray(floats(array, name)), shape, name)
                 setattr(a, name, _address(kept[name]))
-        a.key_conditioning_head_stride = self.head_dim_k * 4
+        a.key_scale_head_stride = self.head_dim_k * 4
+        if key_means is not None:
+            n_means = -(-n_cells // key_means.n_cells)
+            codes = streamed(np.ascontiguousarray(view(key_means.codes, "key means"), np.int8), (n_kv_heads, None, self.head_dim_k), "key means")
+            units = streamed(np.ascontiguousarray(floats(key_means.units, "units of key means")), (n_kv_heads, codes.shape[2]), "units of key means")
+            if codes.shape[2] < n_means:
+                raise ValueError(f"{codes.shape[2]} key means of {key_means.n_cells} cells are too few for {n_cells} cells: give {n_means}")
+            kept["key_mean"], kept["key_mean_unit"] = codes, units
+            a.key_mean, a.key_mean_stream_stride, a.key_mean_head_stride = _address(codes), codes.strides[0], codes.strides[1]
+            a.key_mean_unit = _address(units)
+            a.key_mean_unit_stream_stride, a.key_mean_unit_head_stride = units.strides[0], units.strides[1]
+            a.mean_cells = key_means.n_cells
 
         def half_rows(keys: Any, values: Any, name: str) -> int:
             """Fills name_k, name_v and their strides; returns the number of rows."""
@@ -304,8 +341,8 @@ def _of_shape(array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarra
     return array
 
 
-def _mask(mask: Any, causal: bool, n_queries: int, n_heads: int, n_cells: int) -> np.ndarray | None:
-    """fp16 [n_queries, n_cells] or [n_heads, n_queries, n_cells], cells contiguous; None for no mask."""
+def _mask(mask: Any, causal: bool, n_streams: int, n_heads: int, n_queries: int, n_cells: int) -> np.ndarray | None:
+    """fp16 [n_streams or 1, n_heads or 1, n_queries, n_cells], cells contiguous; None for no mask."""
     if causal:
         if mask is not None:
             raise ValueError("causal and mask exclude each other: put the causal part into the mask")
@@ -318,5 +355,9 @@ def _mask(mask: Any, causal: bool, n_queries: int, n_heads: int, n_cells: int) -
     if values.dtype == bool:
         values = np.where(values, np.float16(0), np.float16(-np.inf))
     values = np.ascontiguousarray(floats(values, "mask", np.float16))
-    shape = (n_queries, n_cells) if values.ndim == 2 else (n_heads, n_queries, n_cells)
-    return _of_shape(values, shape, "mask")
+    full = values.reshape((1,) * max(0, 4 - values.ndim) + values.shape)
+    allowed = ({1, n_streams}, {1, n_heads}, {n_queries}, {n_cells})
+    if values.ndim < 2 or full.ndim != 4 or any(size not in sizes for size, sizes in zip(full.shape, allowed)):
+        raise ValueError(f"mask has shape {list(values.shape)}: it must be [{n_streams} or 1, {n_heads} or 1, {n_queries}, {n_cells}], "
+                         "or without the first axes")
+    return full

@@ -173,12 +173,15 @@ class Attention(Base):
         self.check(plain_attention(self.q, self.k, self.v, self.scale, sinks=sinks, softcap=2.0), sinks=sinks, logit_softcap=2.0)
 
     def test_conditioned_keys(self):
-        mean = 5 * gaussian(self.kv_heads, self.head_dim, seed=4)
+        means = kvturbo.KeyMeans.of(5 * gaussian(self.kv_heads, -(-self.cells // 64), self.head_dim, seed=4), n_cells=64)
+        mean = means.values()[:, np.arange(self.cells) // 64]
         channel = 1 + gaussian(self.kv_heads, self.head_dim, seed=5) ** 2
-        raw = self.keys * channel[:, None] + mean[:, None]
-        self.k_pages = self.codec.encode("key", (raw - mean[:, None]) / channel[:, None])
-        decoded = self.codec.decode("key", self.k_pages, self.cells) * channel[:, None] + mean[:, None]
-        self.check(plain_attention(self.q, decoded, self.v, self.scale), key_scale=channel, key_mean=mean)
+        raw = self.keys * channel[:, None] + mean
+        self.k_pages = self.codec.encode("key", (raw - mean) / channel[:, None])
+        decoded = self.codec.decode("key", self.k_pages, self.cells) * channel[:, None] + mean
+        self.check(plain_attention(self.q, decoded, self.v, self.scale), key_scale=channel, key_means=means)
+        with self.assertRaises(ValueError):
+            self.check(decoded, key_means=kvturbo.KeyMeans(means.codes[:, :1], means.units[:, :1], 64))
 
     def test_exact_and_recent_rows(self):
         n_exact, n_recent, window = 4, 10, 6
@@ -201,6 +204,14 @@ class Attention(Base):
         got = self.codec.attend(np.stack([self.q, self.q / 2]), *shift, self.cells)
         self.assert_close(got[0], plain_attention(self.q, self.k, self.v, self.scale), KERNEL_ERROR)
         self.assert_close(got[1], plain_attention(self.q / 2, self.k[::-1], self.v[::-1], self.scale), KERNEL_ERROR)
+
+    def test_masks_of_streams(self):
+        pages = [np.stack([p, p]) for p in (self.k_pages, self.v_pages)]
+        seen = np.ones((2, 1, 4, self.cells), bool)
+        seen[1, ..., :100] = False
+        got = self.codec.attend(np.stack([self.q, self.q]), *pages, self.cells, mask=seen)
+        self.assert_close(got[0], plain_attention(self.q, self.k, self.v, self.scale), KERNEL_ERROR)
+        self.assert_close(got[1], plain_attention(self.q, self.k[:, 100:], self.v[:, 100:], self.scale), KERNEL_ERROR)
 
     def test_many_threads_share_a_codec(self):
         wanted = self.codec.attend(self.q, self.k_pages, self.v_pages, self.cells)

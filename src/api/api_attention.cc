@@ -19,6 +19,7 @@ bool is_valid(const kvt_codec* codec, const kvt_attention* a) {
   }
   const bool is_plain = a->key_scale == nullptr && a->key_mean == nullptr && a->n_exact == 0 && a->n_recent == 0;
   if (codec->id == KVT_CODEC_F16 && !is_plain) return false;
+  if (a->key_mean != nullptr && (a->key_mean_unit == nullptr || a->mean_cells == 0 || a->mean_cells % kvt::kPageTokens != 0)) return false;
   if (a->n_exact > KVT_MAX_EXACT || (a->n_exact > 0 && (a->exact_k == nullptr || a->exact_v == nullptr))) return false;
   if (a->n_recent > 0) {
     if (a->recent_cells == nullptr || a->recent_k == nullptr || a->recent_v == nullptr) return false;

@@ -60,15 +60,23 @@ inline void apply_softcap(float softcap, float* score) {
 
 // probability = exp(score - new maximum) for rows row .. row + n; rescale: the factor exp(old - new) of what was summed before.
 // All rows take one step before any takes the next: each step is a chain of dependent operations, and the chains run side by side.
-template <class Isa>
+// kInOrder: probabilities are added one by one, so that zeros before, between and behind them change nothing: where a cell stands among
+// the 64 then depends on the queries of its block, and the result must not.
+template <class Isa, bool kInOrder = false>
 void exp_rows(const AttendBlock& b, unsigned row, unsigned n, const float* new_max, const float* score, float* probability,
               float* rescale) {
   for (unsigned i = 0; i < n; ++i) {
     const unsigned r = row + i;
     const float shift = new_max[i] == kMinusInfinity ? 0.0f : new_max[i];  // a row without cells so far: -inf - -inf is a NaN
     rescale[r] = Isa::exp_one(b.row_max[r] - shift);
-    b.row_sum[r] = b.row_sum[r] * rescale[r] + Isa::exp_scores(score + size_t{i} * 64, shift, probability + size_t{i} * 64);
+    float* p = probability + size_t{i} * 64;
+    const float sum = Isa::exp_scores(score + size_t{i} * 64, shift, p);
+    b.row_sum[r] *= rescale[r];
+    if constexpr (!kInOrder) b.row_sum[r] += sum;
     b.row_max[r] = new_max[i];
+  }
+  for (unsigned t = 0; kInOrder && t < 64; ++t) {
+    for (unsigned i = 0; i < n; ++i) b.row_sum[row + i] += probability[size_t{i} * 64 + t];
   }
 }
 

@@ -109,13 +109,13 @@ template <class Isa>
 void attend_exact(const AttendBlock& b, const ExactCells& exact, const SoftmaxScratch& soft, const HalfScratch& half) {
   if (exact.is_empty()) return;
   const unsigned d_k = b.key->head_dim, d_v = b.value->head_dim;
-  prepare_row_queries(b, b.key_mean, half);
+  prepare_row_queries(b, half);
   for (unsigned first = 0; first < exact.n_rows(); first += kPageTokens) {
     const unsigned n = exact.n_rows() - first < kPageTokens ? exact.n_rows() - first : kPageTokens;
     exact.row_masks(first, soft.mask);
     const uint8_t* k = exact.rows(first, n, b.exact_k, b.recent_k, size_t{d_k} * 2, half.key_rows);
     const uint8_t* v = exact.rows(first, n, b.exact_v, b.recent_v, size_t{d_v} * 2, half.value_rows);
-    attend_rows<Isa>(b, soft, half, k, v, n, k);
+    attend_rows<Isa, true>(b, soft, half, k, v, n, k);
   }
   // Codes accumulate sums of weight * level; finish_row multiplies R^T of them by step / d. So a value v counts as R v / step.
   for (unsigned row = 0; row < row_count(b); ++row) {

@@ -116,6 +116,24 @@ void prepare_codes(const AttendBlock& b, const CodeScratch& s) {
   prepare_code_queries<Isa>(b, s);
 }
 
+// Scores of the mean that was subtracted from the keys of cell first and its neighbours, for all rows.
+inline void score_means(const AttendBlock& b, unsigned first, float* mean_score) {
+  constexpr unsigned kLanes = 16;  // of the sum, side by side; head dims are multiples of it
+  const unsigned d = b.key->head_dim, m = first / b.mean_cells;
+  const int8_t* mean = b.key_mean + size_t{m} * d;
+  const float factor = (b.softcap > 0 ? b.scale / b.softcap : b.scale) * b.key_mean_unit[m];
+  for (unsigned row = 0; row < row_count(b); ++row) {
+    const float* q = query_row(b, row);
+    float lane[kLanes] = {};
+    for (unsigned i = 0; i < d; i += kLanes) {
+      for (unsigned l = 0; l < kLanes; ++l) lane[l] += q[i + l] * static_cast<float>(mean[i + l]);
+    }
+    float sum = 0;
+    for (float x : lane) sum += x;
+    mean_score[row] = factor * sum;
+  }
+}
+
 // The codes of a page in a packing that the kernels read: the page itself, or what it expands to in scratch.
 template <class Isa>
 const uint8_t* readable_keys(const SideLayout& key, const uint8_t* page, uint8_t* scratch) {
@@ -176,12 +194,17 @@ void attend_codes(const AttendBlock& b) {
   PageWeights waiting{};
   unsigned slot = 0;
   bool is_prepared = false;  // at short depth all cells may be exact
+  unsigned end_of_mean = 0;  // first cell that code.mean_score is not for
   for (unsigned first = b.first_cell; first < b.end_cell; first += 64) {
     const unsigned n = b.end_cell - first < 64 ? b.end_cell - first : 64;
     if (!page_masks<Isa>(b, first, n, soft.mask)) continue;
     if (exact.touches_page(first) && !exact.leave_out(first, soft.mask)) continue;
     if (!is_prepared) prepare_codes<Isa>(b, code);
     is_prepared = true;
+    if (b.key_mean != nullptr && first >= end_of_mean) {
+      score_means(b, first, code.mean_score);
+      end_of_mean = (first / b.mean_cells + 1) * b.mean_cells;
+    }
     const uint8_t* k_page = b.k_pages + first / 64 * b.k_page_stride;
     const uint8_t* v_page = b.v_pages + first / 64 * b.v_page_stride;
     float *rescale = soft.rescale + slot * kMaxRows, *weight_unit = soft.weight_unit + slot * kMaxRows;
@@ -212,6 +235,7 @@ void attend_codes(const AttendBlock& b) {
         if (b.key->has_residual) {
           Isa::add_sketch(code.sum + (4 + i) * 64, code.sketch_sum[r], code.sketch_factor[r], soft.residual, score);
         }
+        for (unsigned t = 0; b.key_mean != nullptr && t < 64; ++t) score[t] += code.mean_score[r];
         if (b.softcap > 0) apply_softcap(b.softcap, score);
         new_max[i] = Isa::mask_scores(mask_of_row(b, soft.mask, r), slope_of_row(b, r), b.row_max[r], score);
       }

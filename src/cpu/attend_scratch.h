@@ -59,6 +59,7 @@ struct CodeScratch {
   float* sketch_factor;   // [kMaxRows]
   int32_t* query_offset;  // [kMaxRows] kLevelOffset * sum of query
   int32_t* sketch_sum;    // [kMaxRows] sum of sketch_query
+  float* mean_score;      // [kMaxRows] score of the mean that was subtracted from a page's keys
   uint8_t* key;           // [4 tiles][head_dim_k / 4][16 tokens][4 dims] level + kLevelOffset
   uint8_t* sign;          // the same order, 1 = negative
   int8_t* value;          // [16 quads][head_dim_v][4 tokens] level
@@ -75,6 +76,7 @@ struct CodeScratch {
         sketch_factor(arena.take<float>(kMaxRows)),
         query_offset(arena.take<int32_t>(kMaxRows)),
         sketch_sum(arena.take<int32_t>(kMaxRows)),
+        mean_score(arena.take<float>(kMaxRows)),
         key(arena.take<uint8_t>(size_t{64} * d_k)),
         sign(arena.take<uint8_t>(size_t{64} * d_k)),
         value(arena.take<int8_t>(size_t{64} * d_v)),
@@ -83,14 +85,12 @@ struct CodeScratch {
 
 // fp16 rows: the codec f16, and exact rows beside codes. Everything is fp32.
 struct HalfScratch {
-  float* query;   // [kMaxRows][head_dim_k], scaled
-  float* offset;  // [kMaxRows] added to scores
+  float* query;  // [kMaxRows][head_dim_k], scaled
   uint8_t* key_rows;    // [64][head_dim_k] fp16, of exact rows that are not one after another
   uint8_t* value_rows;  // [64][head_dim_v]
 
   HalfScratch(ScratchArena& arena, unsigned d_k, unsigned d_v)
       : query(arena.take<float>(size_t{kMaxRows} * d_k)),
-        offset(arena.take<float>(kMaxRows)),
         key_rows(arena.take<uint8_t>(size_t{64} * d_k * 2)),
         value_rows(arena.take<uint8_t>(size_t{64} * d_v * 2)) {}
 };

@@ -101,9 +101,14 @@ void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, 
   block.scale = a.scale;
   block.softcap = a.logit_softcap;
   if (a.key_scale != nullptr) {
-    block.key_scale = at<float>(a.key_scale, unit.head * a.key_conditioning_head_stride);
+    block.key_scale = at<float>(a.key_scale, unit.head * a.key_scale_head_stride);
   }
-  if (a.key_mean != nullptr) block.key_mean = at<float>(a.key_mean, unit.head * a.key_conditioning_head_stride);
+  if (a.key_mean != nullptr) {
+    block.key_mean = at<int8_t>(a.key_mean, unit.stream * a.key_mean_stream_stride + unit.head * a.key_mean_head_stride);
+    block.key_mean_unit =
+        at<float>(a.key_mean_unit, unit.stream * a.key_mean_unit_stream_stride + unit.head * a.key_mean_unit_head_stride);
+    block.mean_cells = a.mean_cells;
+  }
   block.takes_exact = first_page == 0;
   block.n_cells = a.n_cells;
   if (a.n_exact > 0) {

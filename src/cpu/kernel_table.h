@@ -34,7 +34,9 @@ struct AttendBlock {
   float scale, softcap;
 
   const float* key_scale;  // [head_dim_k] or nullptr
-  const float* key_mean;   // [head_dim_k] or nullptr
+  const int8_t* key_mean;  // [][head_dim_k] or nullptr: of mean_cells cells each, in units of key_mean_unit
+  const float* key_mean_unit;
+  unsigned mean_cells;
 
   // Cells that are attended through fp16 rows (kvt_attention): every pass leaves their codes out, one pass takes their rows.
   bool takes_exact;

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "cuda/launch_overlapped.cuh"
+#include "cuda/mean_scores.cuh"
 #include "cuda/query_operands.cuh"
 #include "cuda/row_visibility.cuh"
 #include "cuda/work_split.cuh"
@@ -241,6 +242,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   const int32_t* table = nullptr;
   int next = share_first + page_warp, number = 0;
   uint32_t next_bits = 0;
+  StepBits bits_ahead;
   auto move_ahead = [&](int n) {
     if (next >= share_end) return;
     ahead.page += n;
@@ -251,9 +253,10 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           static_cast<const char*>(args.v_pages) + ahead.stream * args.v_stream_stride + ahead.head * args.v_head_stride;
       table =
           args.page_table == nullptr ? nullptr : args.page_table + static_cast<size_t>(ahead.stream) * args.page_table_stride;
+      bits_ahead.restart();
     }
     number = table == nullptr ? ahead.page : table[ahead.page];
-    next_bits = StepPages(call, ahead.stream).load(ahead.page);
+    next_bits = bits_ahead.next(StepPages(call, ahead.stream), ahead.page, n_page_warps, ahead.n_pages);
   };
   auto request = [&] {
     if (row_warp != 0) return;
@@ -271,42 +274,62 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   }
 
   SoftmaxState<kRowBlocks, Shape::kTiles> state;
+  const bool has_means = call.means.codes != nullptr;
+  MeanScores<Shape> means;
   const int magic_start[2] = {static_cast<int>(keep_in_register(kMagicBits)), static_cast<int>(keep_in_register(kMagicBits))};
   int p = share_first + page_warp;
   for (int segment = share_first; segment < share_end;) {
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
     const PlainPages plain(call, cells);
     const StepPages step_pages(call, here.stream);
-    uint32_t bits_ahead = p < segment_end ? step_pages.load(here.page + (p - segment)) : 0;
+    StepBits bits_here;
     int row_end[kRowBlocks];
 #pragma unroll
     for (int b = 0; b < kRowBlocks; ++b) row_end[b] = visible_end(call, first_row + 8 * b + r, cells);
     __syncthreads();  // the queries of the unit before are no longer read
     queries.prepare(call, here.stream, here.head, base_row);
+    // Up to where the means that are held reach; without means, all of it.
+    int part_end = segment_end;
+    const int to_page = here.page - segment;  // from places in the list to pages of the unit
+    if (has_means) part_end = means.hold(call, here.stream, here.head, base_row, here.page, segment_end + to_page, combine_area) - to_page;
     __syncthreads();
     QueryOperands<Codes, Shape> q;
     q.load(queries, first_row - base_row, r, c);
     state.clear();
 
-    for (; p < segment_end; p += n_page_warps) {
-      const int page_in_unit = here.page + (p - segment);
-      const uint32_t bits = bits_ahead;
-      if (p + n_page_warps < segment_end) bits_ahead = step_pages.load(page_in_unit + n_page_warps);
+    for (;; p += n_page_warps) {
+      while (p >= part_end && part_end < segment_end) {  // for all warps alike
+        __syncthreads();
+        part_end = means.hold(call, here.stream, here.head, base_row, part_end + to_page, segment_end + to_page, combine_area) - to_page;
+        __syncthreads();
+      }
+      if (p >= segment_end) break;
+      const int page_in_unit = p + to_page;
+      const uint32_t bits = bits_here.next(step_pages, page_in_unit, n_page_warps, here.n_pages);
       if (!StepPages::is_seen(bits)) continue;
       const char* page = ring.wait();
       const char* value_page = page + Shape::kKeyBytes;
-      float score[kRowBlocks][16], factor[kRowBlocks];
+      float score[kRowBlocks][16], factor[kRowBlocks], mean[kRowBlocks];  // base-2 scores are score * factor + mean
       score_page<Codes, Shape>(q, key_table, page, r, c, score);
       ValueNorms norms;
       norms.load(value_page + 2 * Shape::kGroupBytes, c);
 #pragma unroll
-      for (int b = 0; b < kRowBlocks; ++b) factor[b] = q.factor[b];
+      for (int b = 0; b < kRowBlocks; ++b) {
+        factor[b] = q.factor[b];
+        mean[b] = 0.0f;
+      }
+      if (has_means) {
+        const float* scores = means.at_page(call, page_in_unit, combine_area) + row_warp * Shape::kRows + r;
+#pragma unroll
+        for (int b = 0; b < kRowBlocks; ++b) mean[b] = scores[8 * b];
+      }
       if (!plain.has(page_in_unit) || !step_pages.is_whole(bits)) {
 #pragma unroll
         for (int b = 0; b < kRowBlocks; ++b) {
 #pragma unroll
-          for (int t = 0; t < 16; ++t) score[b][t] *= factor[b];
+          for (int t = 0; t < 16; ++t) score[b][t] = fmaf(score[b][t], factor[b], mean[b]);
           factor[b] = 1.0f;
+          mean[b] = 0.0f;
         }
         if (!plain.extras && !__any_sync(0xffffffffu, isnan(norms.largest()))) {
           clip_page<Shape>(page_in_unit * static_cast<int>(kPageTokens) + 4 * c, static_cast<int>(call.exact_k.n_first), cells, row_end,
@@ -333,14 +356,15 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           }
         }
       }
-      float largest[kRowBlocks];
+      float largest[kRowBlocks], largest_of_codes[kRowBlocks];  // with and without the mean
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
         largest[b] = score[b][0];
 #pragma unroll
         for (int t = 1; t < 16; ++t) largest[b] = fmaxf(largest[b], score[b][t]);
         largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 1));
-        largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 2)) * factor[b];
+        largest_of_codes[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 2)) * factor[b];
+        largest[b] = largest_of_codes[b] + mean[b];
       }
       const float largest_norm = norms.largest();
       state.make_room(largest);
@@ -352,7 +376,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
         const bool removed = largest[b] == -INFINITY;  // the whole page
-        const float base = removed ? 0.0f : largest[b],
+        const float base = removed ? 0.0f : largest_of_codes[b],
                     page_weight = removed ? 0.0f : exp2_fast(largest[b] - state.reference[b]);
         fold[b] = page_weight * largest_norm * (1.0f / 255.0f);
         float sum = 0;

@@ -45,6 +45,9 @@ AttendCall make_attend_call(const SideLayout& key, const SideLayout& value, cons
     call.exact_k = *args.exact_k;
     call.exact_v = *args.exact_v;
   }
+  call.means = make_key_means(args);
+  call.mean_pages = static_cast<int>(args.mean_cells / kPageTokens);
+  call.mean_factor = args.scale * std::numbers::log2e_v<float>;
   call.step = static_cast<const char*>(args.step);
   call.step_shape = {args.n_streams, args.n_queries, args.max_cells, call.exact_k.n_first + args.recent_window};
   if (key.table == nullptr) return call;

@@ -46,10 +46,15 @@ bool is_valid_exact(const kvt_cuda_exact_rows* e, uint32_t n_streams) {
   return e->capacity == 0 || (is_page_address(e->ring) && e->ring_cells != nullptr && e->ring_next != nullptr);
 }
 
-// Conditioning is for the codes of keys.
-bool is_valid_conditioning(kvt_codec_id codec, kvt_side side, const float* mean, const float* scale) {
-  if ((mean == nullptr) != (scale == nullptr)) return false;
-  return mean == nullptr || (codec != KVT_CODEC_F16 && side == KVT_KEY);
+// Conditioning is for the codes of keys. scale: or its reciprocal.
+template <class Args>
+bool is_valid_conditioning(kvt_codec_id codec, kvt_side side, const float* scale, const Args& a) {
+  const bool has_means = a.key_mean != nullptr;
+  if (has_means != (a.key_mean_unit != nullptr)) return false;
+  if (!has_means && scale == nullptr) return true;
+  if (codec == KVT_CODEC_F16 || side != KVT_KEY) return false;
+  return !has_means || (is_page_address(a.key_mean) && is_page_stride(a.key_mean_head_stride) && is_page_stride(a.key_mean_stream_stride) &&
+                        a.mean_cells > 0 && a.mean_cells % KVT_PAGE_TOKENS == 0 && a.mean_cells <= INT32_MAX);
 }
 
 bool is_valid_step(const kvt_cuda_step_args* a) {
@@ -81,10 +86,8 @@ bool has_valid_memory(const kvt_cuda_attention& a) {
     if (!is_page_stride(stride)) return false;
   }
   if (a.page_table != nullptr && a.page_table_stride < (a.max_cells + KVT_PAGE_TOKENS - 1) / KVT_PAGE_TOKENS) return false;
-  if (a.codec == KVT_CODEC_F16 &&
-      (a.key_scale != nullptr || a.key_mean != nullptr || a.exact_k != nullptr || a.step != nullptr)) {
-    return false;
-  }
+  if (a.codec == KVT_CODEC_F16 && (a.exact_k != nullptr || a.step != nullptr)) return false;
+  if (!is_valid_conditioning(a.codec, KVT_KEY, a.key_scale, a)) return false;
   if (!is_valid_exact(a.exact_k, a.n_streams) || !is_valid_exact(a.exact_v, a.n_streams)) return false;
   if ((a.exact_k == nullptr) != (a.exact_v == nullptr)) return false;
   if (a.exact_k != nullptr && (a.exact_k->n_first != a.exact_v->n_first || a.exact_k->capacity != a.exact_v->capacity)) return false;
@@ -115,13 +118,8 @@ size_t workspace_bytes_of(const kvt_cuda_attention& a, const kvt::cuda::AttendPl
   return partial_rows(a, plan) * (a.head_dim_v + 2) * sizeof(float);
 }
 
-}  // namespace
-
-extern "C" {
-
-kvt_status kvt_cuda_device_status(void) { return ask_device(nullptr); }
-
-kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream) {
+// Checks arguments and makes a call of them.
+kvt_status make_encode_call(const kvt_cuda_encode_args* a, kvt::cuda::EncodeCall* made) {
   if (a == nullptr || a->struct_size != sizeof *a || (a->side != KVT_KEY && a->side != KVT_VALUE))
     return KVT_ERROR_INVALID_ARGUMENT;
   if (!has_kernels(a->codec)) return KVT_ERROR_UNKNOWN_CODEC;
@@ -132,14 +130,15 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream
       !is_page_stride(a->page_stride) || !is_page_stride(a->head_stride) || !is_page_stride(a->stream_stride)) {
     return KVT_ERROR_INVALID_ARGUMENT;
   }
-  if (!is_valid_conditioning(a->codec, a->side, a->key_mean, a->key_inverse_scale)) return KVT_ERROR_INVALID_ARGUMENT;
+  if (!is_valid_conditioning(a->codec, a->side, a->key_inverse_scale, *a) || (a->key_mean == nullptr) != (a->key_inverse_scale == nullptr))
+    return KVT_ERROR_INVALID_ARGUMENT;
   if (a->exact != nullptr && (a->codec == KVT_CODEC_F16 || !is_valid_exact(a->exact, 1) ||
                               (a->unchanged != nullptr && !a->exact_in_place) || a->n_rows > INT32_MAX)) {
     return KVT_ERROR_INVALID_ARGUMENT;
   }
   const kvt::SideLayout layout = kvt::make_side_layout(a->codec, a->side, a->head_dim);
   if (a->page_stride < layout.page_bytes) return KVT_ERROR_INVALID_ARGUMENT;
-  kvt::cuda::EncodeCall call = kvt::cuda::make_encode_call(layout);
+  kvt::cuda::EncodeCall& call = *made = kvt::cuda::make_encode_call(layout);
   call.src = static_cast<const char*>(a->src);
   call.src_row_stride = a->src_row_stride;
   call.src_head_stride = a->src_head_stride;
@@ -151,9 +150,9 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream
   call.cells_per_stream = a->cells_per_stream;
   call.stream_stride = a->stream_stride;
   call.round_to_half = a->round_to_half != 0;
-  call.key_mean = reinterpret_cast<const char*>(a->key_mean);
-  call.key_inverse_scale = reinterpret_cast<const char*>(a->key_inverse_scale);
-  call.key_conditioning_head_stride = a->key_conditioning_head_stride;
+  call.key_inverse_scale = a->key_inverse_scale;
+  call.key_scale_head_stride = a->key_scale_head_stride;
+  call.means = kvt::cuda::make_key_means(*a);
   call.exact_in_place = a->exact_in_place != 0;
   if (a->exact != nullptr) call.exact = *a->exact;
   call.pages = static_cast<char*>(a->pages);
@@ -162,13 +161,67 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* a, kvt_cuda_stream stream
   call.n_refused = a->n_refused;
   call.n_rows = a->n_rows;
   call.n_kv_heads = a->n_kv_heads;
-  if (layout.table == nullptr) {
-    kvt::cuda::launch_encode_halves(call, stream);
-  } else if (layout.table->trellis) {
-    kvt::cuda::launch_encode_trellis(layout, call, stream);
-  } else {
-    kvt::cuda::launch_encode_scalar(layout, call, stream);
+  return KVT_OK;
+}
+
+// Rows: at least one.
+void launch_encode(kvt_codec_id codec, kvt::cuda::EncodePair& pair, cudaStream_t stream) {
+  const bool overlap = kvt::cuda::can_overlap();
+  switch (codec) {
+    case KVT_CODEC_F16:
+      return kvt::cuda::launch_encode_halves(pair.any(), stream);
+    case KVT_CODEC_HYBRID:
+      return kvt::cuda::launch_encode_hybrid(pair, stream, overlap);
+    case KVT_CODEC_SCALAR43:
+      return kvt::cuda::launch_encode_scalar43(pair, stream, overlap);
+    default:
+      return kvt::cuda::launch_encode_k4v3(pair, stream, overlap);
   }
+}
+
+}  // namespace
+
+extern "C" {
+
+kvt_status kvt_cuda_device_status(void) { return ask_device(nullptr); }
+
+kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream) {
+  kvt::cuda::EncodePair pair{};
+  pair.n_sides = 1;
+  pair.first_side = args != nullptr && args->side == KVT_VALUE;
+  const kvt_status made = make_encode_call(args, &pair.side[pair.first_side]);
+  if (made != KVT_OK || args->n_rows == 0) return made;
+  launch_encode(args->codec, pair, stream);
+  return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
+}
+
+kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream) {
+  kvt::cuda::EncodePair pair{};
+  pair.n_sides = 2;
+  for (const kvt_cuda_encode_args* args : {keys, values}) {
+    const kvt_status made = make_encode_call(args, &pair.side[args == values]);
+    if (made != KVT_OK) return made;
+  }
+  if (keys->side != KVT_KEY || values->side != KVT_VALUE || keys->codec != values->codec || keys->n_rows != values->n_rows ||
+      keys->n_kv_heads != values->n_kv_heads) {
+    return KVT_ERROR_INVALID_ARGUMENT;
+  }
+  if (keys->n_rows == 0) return KVT_OK;
+  if (keys->codec == KVT_CODEC_F16 || !kvt::cuda::is_encode_pair(keys->head_dim, values->head_dim)) {
+    for (pair.n_sides = 1, pair.first_side = 0; pair.first_side < 2; ++pair.first_side) launch_encode(keys->codec, pair, stream);
+  } else {
+    launch_encode(keys->codec, pair, stream);
+  }
+  return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
+}
+
+kvt_status kvt_cuda_begin_means(const kvt_cuda_encode_args* keys, const float* key_scale, kvt_cuda_stream stream) {
+  kvt::cuda::EncodeCall call{};
+  const kvt_status made = make_encode_call(keys, &call);
+  if (made != KVT_OK || keys->n_rows == 0) return made;
+  if (keys->key_mean == nullptr || key_scale == nullptr) return KVT_ERROR_INVALID_ARGUMENT;
+  kvt::cuda::launch_begin_means(kvt::make_side_layout(keys->codec, KVT_KEY, keys->head_dim), call, key_scale, *keys, stream,
+                                kvt::cuda::can_overlap());
   return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
 }
 
@@ -187,7 +240,8 @@ kvt_status kvt_cuda_decode(const kvt_cuda_decode_args* a, kvt_cuda_stream stream
     if (!is_page_stride(stride)) return KVT_ERROR_INVALID_ARGUMENT;
   }
   const kvt::SideLayout layout = kvt::make_side_layout(a->codec, a->side, a->head_dim);
-  if (a->page_stride < layout.page_bytes || !is_valid_conditioning(a->codec, a->side, a->key_mean, a->key_scale) ||
+  if (a->page_stride < layout.page_bytes || !is_valid_conditioning(a->codec, a->side, a->key_scale, *a) ||
+      (a->key_mean == nullptr) != (a->key_scale == nullptr) ||
       !is_valid_exact(a->exact, a->n_streams) || (a->exact != nullptr && a->codec == KVT_CODEC_F16)) {
     return KVT_ERROR_INVALID_ARGUMENT;
   }

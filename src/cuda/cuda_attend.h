@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/key_means.h"
 #include "cuda/step_layout.h"
 #include "format/page_layout.h"
 #include "kvturbo/kvturbo_cuda.h"
@@ -32,6 +33,9 @@ struct AttendCall {
   // Code pages.
   float score_factor;                     // base-2 score = score_factor * unit * norm * <q8, level>
   float sketch_factor;                    // and sketch_factor * sketch unit * residual * <q8', 64 s>
+  KeyMeans means;
+  int mean_pages;                         // of a run
+  float mean_factor;                      // base-2 score of a mean = mean_factor * unit * <q, codes>
   float value_factor;                     // step / head_dim_v
   uint32_t key_bytes[8], value_bytes[4];  // level tables as byte-permute operands, code_bytes.cuh
   uint32_t signs[2][8];                   // bit i: coordinate i is negated (rotation, sketch)

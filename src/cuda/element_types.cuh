@@ -10,6 +10,15 @@
 namespace kvt::cuda {
 namespace {
 
+// An element as it lies in memory, to be converted later: until then a load is not waited for.
+__device__ __forceinline__ uint32_t load_bits(const char* row, kvt_cuda_type type, int i) {
+  return type == KVT_CUDA_F32 ? reinterpret_cast<const uint32_t*>(row)[i] : reinterpret_cast<const uint16_t*>(row)[i];
+}
+__device__ __forceinline__ float element_value(uint32_t bits, kvt_cuda_type type) {
+  if (type == KVT_CUDA_F16) return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+  return __uint_as_float(type == KVT_CUDA_F32 ? bits : bits << 16);
+}
+
 __device__ __forceinline__ float load_element(const char* row, kvt_cuda_type type, int i) {
   if (type == KVT_CUDA_F32) return reinterpret_cast<const float*>(row)[i];
   if (type == KVT_CUDA_F16) return __half2float(reinterpret_cast<const __half*>(row)[i]);

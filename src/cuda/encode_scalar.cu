@@ -9,6 +9,7 @@ namespace {
 template <int kBits, bool kResidual>
 struct ScalarQuantiser {
   static constexpr bool kHasResidual = kResidual;
+  static constexpr int kMinBlocks = 1;
   struct Shared {};
 
   // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank
@@ -28,18 +29,14 @@ struct ScalarQuantiser {
   }
 };
 
-template <int kDim, bool kKey, class Quantiser>
-__global__ void __launch_bounds__(kEncodeThreads) encode_scalar_kernel(const __grid_constant__ EncodeCall call) {
-  __shared__ EncodedRows<kDim> rows;
-  __shared__ EncodeTables tables;
-  if (threadIdx.x < 32) {
-    tables.tree[threadIdx.x] = call.tables.tree[threadIdx.x];
-    tables.value[threadIdx.x] = call.tables.value[threadIdx.x];
-  }
-  __syncthreads();
-  typename Quantiser::Shared none;
-  encode_block<kDim, kKey, Quantiser>(call, tables, none, rows);
-}
+template <int, bool kKey>
+struct HybridQuantiser {
+  using type = std::conditional_t<kKey, ScalarQuantiser<3, true>, ScalarQuantiser<3, false>>;
+};
+template <int, bool kKey>
+struct Scalar43Quantiser {
+  using type = std::conditional_t<kKey, ScalarQuantiser<4, false>, ScalarQuantiser<3, false>>;
+};
 
 __device__ __forceinline__ uint32_t half_bits(float x, bool& refused) {
   refused = refused || !(fabsf(x) <= 65504.0f);
@@ -90,18 +87,11 @@ void launch_encode_halves(const EncodeCall& call, cudaStream_t stream) {
   encode_halves_kernel<<<dim3((call.n_rows + kRows - 1) / kRows, call.n_kv_heads), kEncodeThreads, 0, stream>>>(call);
 }
 
-void launch_encode_scalar(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream) {
-  const dim3 grid = encode_grid(call);
-  for_head_dim(call.head_dim, [&](auto dim) {
-    constexpr int kDim = decltype(dim)::value;
-    if (layout.side == KVT_VALUE) {
-      encode_scalar_kernel<kDim, false, ScalarQuantiser<3, false>><<<grid, kEncodeThreads, 0, stream>>>(call);
-    } else if (layout.has_residual) {
-      encode_scalar_kernel<kDim, true, ScalarQuantiser<3, true>><<<grid, kEncodeThreads, 0, stream>>>(call);
-    } else {
-      encode_scalar_kernel<kDim, true, ScalarQuantiser<4, false>><<<grid, kEncodeThreads, 0, stream>>>(call);
-    }
-  });
+void launch_encode_hybrid(EncodePair& pair, cudaStream_t stream, bool overlap) {
+  launch_encode_dims<HybridQuantiser>(pair, stream, overlap);
+}
+void launch_encode_scalar43(EncodePair& pair, cudaStream_t stream, bool overlap) {
+  launch_encode_dims<Scalar43Quantiser>(pair, stream, overlap);
 }
 
 }  // namespace kvt::cuda

@@ -16,7 +16,11 @@ __device__ __forceinline__ CellPlace place_of_row(const EncodeCall& call, uint32
                                                          : static_cast<const int64_t*>(call.cells)[row];
   const int64_t cell = listed + call.cell_offset;
   if (cell < 0) return {-1, 0};
-  if (call.cells_per_stream == 0) return {cell, 0};
+  if (call.cells_per_stream == 0 || cell < call.cells_per_stream) return {cell, 0};
+  if (cell >> 32 == 0) {  // a division of 64 bits takes several times as long
+    const auto narrow = static_cast<uint32_t>(cell), of_stream = static_cast<uint32_t>(call.cells_per_stream);
+    return {narrow % of_stream, narrow / of_stream};
+  }
   const int64_t stream = cell / call.cells_per_stream;
   return {cell - stream * call.cells_per_stream, static_cast<uint32_t>(stream)};
 }

@@ -11,6 +11,7 @@ constexpr int kBlockRows = 32;
 
 template <int kDim>
 struct EncodedRows {
+  int n;                                           // rows of the block; what follows is not set beyond them
   alignas(8) uint8_t codes[kBlockRows][kDim + 8];  // the padding spreads rows over banks
   int64_t cells[kBlockRows];                       // of their streams; -1: nothing to store
   uint32_t streams[kBlockRows];
@@ -24,7 +25,7 @@ __device__ __forceinline__ char* page_of(const EncodeCall& call, uint32_t stream
 
 template <int kDim>
 __device__ void store_norms(const EncodeCall& call, const EncodedRows<kDim>& rows) {
-  for (int t = threadIdx.x; t < kBlockRows; t += kEncodeThreads) {
+  for (int t = threadIdx.x; t < rows.n; t += kEncodeThreads) {
     const int64_t cell = rows.cells[t];
     if (cell < 0) continue;
     char* page = page_of(call, rows.streams[t], cell);
@@ -37,8 +38,10 @@ __device__ void store_norms(const EncodeCall& call, const EncodedRows<kDim>& row
 // Nibble planes: a word is one token's eight dims, so rows never share one. Neighbouring threads take neighbouring rows.
 template <int kDim>
 __device__ void store_keys(const EncodeCall& call, const EncodedRows<kDim>& rows) {
-  for (int i = threadIdx.x; i < kBlockRows * kDim / 8; i += kEncodeThreads) {
-    const int t = i % kBlockRows, line = i / kBlockRows;
+  constexpr int kLines = kDim / 8;
+  const bool is_full = rows.n == kBlockRows;
+  for (int i = threadIdx.x; i < rows.n * kLines; i += kEncodeThreads) {
+    const int t = is_full ? i % kBlockRows : i / kLines, line = is_full ? i / kBlockRows : i % kLines;
     const int64_t cell = rows.cells[t];
     if (cell < 0) continue;
     const uint2 codes = *reinterpret_cast<const uint2*>(&rows.codes[t][8 * line]);
@@ -60,8 +63,9 @@ template <int kDim>
 __device__ void store_values(const EncodeCall& call, const EncodedRows<kDim>& rows) {
   constexpr int kLines = 3 * (kDim / 64) + kDim % 64 / 16, kGroupBytes = kLines * 256;
   // A whole group of 32 tokens in order is stored in whole words.
-  bool whole = rows.cells[0] >= 0 && rows.cells[0] % kBlockRows == 0;
-  for (int t = 1; t < kBlockRows; ++t) whole = whole && rows.cells[t] == rows.cells[0] + t && rows.streams[t] == rows.streams[0];
+  const int own = threadIdx.x % kBlockRows;
+  const bool whole = rows.n == kBlockRows && rows.cells[0] >= 0 && rows.cells[0] % kBlockRows == 0 &&
+                     __all_sync(0xffffffffu, rows.cells[own] == rows.cells[0] + own && rows.streams[own] == rows.streams[0]);
   if (whole) {
     char* group = page_of(call, rows.streams[0], rows.cells[0]) + rows.cells[0] % kPageTokens / kBlockRows * kGroupBytes;
     for (int i = threadIdx.x; i < kLines * 64; i += kEncodeThreads) {
@@ -76,9 +80,9 @@ __device__ void store_values(const EncodeCall& call, const EncodedRows<kDim>& ro
     }
     return;
   }
-  // Otherwise each row owns one nibble of a word that seven other tokens share. Only its owner changes it, so the difference
-  // between old and new is settled before the atomic operation, which leaves the other nibbles alone.
-  for (int i = threadIdx.x; i < kBlockRows * kLines * 16; i += kEncodeThreads) {
+  // Otherwise each row owns one nibble of a word that seven other tokens share: it is cleared, then set. Nothing is read, so nothing is
+  // waited for; operations of one thread on one word keep their order.
+  for (int i = threadIdx.x; i < rows.n * kLines * 16; i += kEncodeThreads) {
     const int w = i % 16, line = i / 16 % kLines, t = i / (16 * kLines);
     const int64_t cell = rows.cells[t];
     if (cell < 0) continue;
@@ -86,9 +90,9 @@ __device__ void store_values(const EncodeCall& call, const EncodedRows<kDim>& ro
     char* at = page_of(call, rows.streams[t], cell) + slot / 32 * kGroupBytes + line * 256 + slot % 16 / 4 * 64 + 4 * w;
     const unsigned shift = slot % 4 * 8 + slot % 32 / 16 * 4;
     auto* word = reinterpret_cast<uint32_t*>(at);
-    const uint32_t old = *reinterpret_cast<volatile uint32_t*>(word) >> shift & 15u;
-    const uint32_t change = old ^ value_nibble<kDim>(rows.codes[t], line, w);
-    if (change != 0) atomicXor(word, change << shift);
+    const uint32_t code = value_nibble<kDim>(rows.codes[t], line, w);
+    if (code != 15) atomicAnd(word, ~(15u << shift));
+    if (code != 0) atomicOr(word, code << shift);
   }
 }
 

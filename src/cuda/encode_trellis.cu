@@ -9,7 +9,6 @@ namespace kvt::cuda {
 namespace {
 
 constexpr float kUnreachable = 1e30f;
-constexpr int kEncodeWarps = kEncodeThreads / 32;
 
 // Position of a coordinate in the chains (format.md 4.4): the inverse of make_trellis_chains.
 struct ChainPosition {
@@ -28,7 +27,7 @@ __device__ __forceinline__ ChainPosition chain_position(int dim) {
 }
 template <int kDim, bool kKey>
 __device__ __forceinline__ int chain_length(int chain) {
-  return kKey ? (kDim / 8 - chain + 3) / 4 * 8 : kDim / 4;
+  return kKey && kDim % 32 != 0 ? (kDim / 8 - chain + 3) / 4 * 8 : kDim / 4;
 }
 
 template <int kDim, bool kKey>
@@ -46,12 +45,15 @@ struct WarpSearch {
 template <int kDim, bool kKey, int kBits>
 struct TrellisQuantiser {
   static constexpr bool kHasResidual = false;
+  static constexpr int kMinBlocks = kDim <= 128 ? 4 : 2;
   using Search = WarpSearch<kDim, kKey>;
+  static constexpr int kGroups = Search::kLongest / 4;
   struct Shared {
     Search warps[kEncodeWarps];
   };
 
   __device__ static void list_choices(const EncodeTables& tables, Search& s, int v, int lane) {
+#pragma unroll 2
     for (int dim = lane; dim < kDim; dim += 32) {
       const float y = s.y[v][dim];
       float cost[4];
@@ -128,16 +130,22 @@ struct TrellisQuantiser {
     const int start0 = __shfl_sync(kFullWarp, best0, 8 * chain), start1 = __shfl_sync(kFullWarp, best1, 8 * chain);
     __syncwarp();
     if (lane >= 8) return;
-    unsigned state = v == 0 ? start0 : start1;
-    const int column = 8 * chain + static_cast<int>(state);
-    for (int group = chain_length<kDim, kKey>(chain) / 4 - 1; group >= 0; --group) {
-      const uint32_t branches = s.branches[v][group][column];
+    const int column = 8 * chain + (v == 0 ? start0 : start1), n_groups = chain_length<kDim, kKey>(chain) / 4;
+    uint32_t untaken[kGroups];  // complements of the branches, so that the complement of a state is what they are shifted by
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) untaken[group] = group < n_groups ? ~s.branches[v][group][column] : 0;
+    uint32_t complement = 7 - column % 8;
+#pragma unroll
+    for (int group = kGroups - 1; group >= 0; --group) {
+      if (group >= n_groups) continue;
       uint32_t steps = 0;
 #pragma unroll
       for (int j = 3; j >= 0; --j) {
-        const unsigned branch = branches >> (31 - 8 * j - state) & 1u;
+        // This is a chain of dependent operations, two a step: the state before is state >> 1 | branch << 2.
+        const uint32_t before = ((untaken[group] >> (24 - 8 * j) & 0xffu) << 2 >> complement & 4u) | complement >> 1;
+        const uint32_t state = 7 - complement, branch = 1 - (before >> 2);
         steps |= (trellis_subset(state, branch) | (state & 1u) << 2) << (8 * j);
-        state = trellis_previous(state, branch);
+        complement = before;
       }
       *reinterpret_cast<uint32_t*>(&s.path[v][chain][4 * group]) = steps;
     }
@@ -167,39 +175,13 @@ struct TrellisQuantiser {
   }
 };
 
-template <int kDim, bool kKey, int kBits>
-struct TrellisBlock {
-  EncodedRows<kDim> rows;
-  EncodeTables tables;
-  typename TrellisQuantiser<kDim, kKey, kBits>::Shared search;
+template <int kDim, bool kKey>
+struct QuantiserOf {
+  using type = TrellisQuantiser<kDim, kKey, kKey ? 4 : 3>;
 };
-
-template <int kDim, bool kKey, int kBits>
-__global__ void __launch_bounds__(kEncodeThreads, kDim <= 128 ? 4 : 2) encode_trellis_kernel(const __grid_constant__ EncodeCall call) {
-  extern __shared__ __align__(16) char memory[];
-  auto& block = *reinterpret_cast<TrellisBlock<kDim, kKey, kBits>*>(memory);
-  if (threadIdx.x < 32) {
-    block.tables.tree[threadIdx.x] = call.tables.tree[threadIdx.x];
-    block.tables.value[threadIdx.x] = call.tables.value[threadIdx.x];
-  }
-  __syncthreads();
-  encode_block<kDim, kKey, TrellisQuantiser<kDim, kKey, kBits>>(call, block.tables, block.search, block.rows);
-}
-
-template <int kDim, bool kKey, int kBits>
-void launch(const EncodeCall& call, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(TrellisBlock<kDim, kKey, kBits>);
-  cudaFuncSetAttribute(encode_trellis_kernel<kDim, kKey, kBits>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  encode_trellis_kernel<kDim, kKey, kBits><<<encode_grid(call), kEncodeThreads, kBytes, stream>>>(call);
-}
 
 }  // namespace
 
-void launch_encode_trellis(const SideLayout& layout, const EncodeCall& call, cudaStream_t stream) {
-  for_head_dim(call.head_dim, [&](auto dim) {
-    constexpr int kDim = decltype(dim)::value;
-    layout.side == KVT_KEY ? launch<kDim, true, 4>(call, stream) : launch<kDim, false, 3>(call, stream);
-  });
-}
+void launch_encode_k4v3(EncodePair& pair, cudaStream_t stream, bool overlap) { launch_encode_dims<QuantiserOf>(pair, stream, overlap); }
 
 }  // namespace kvt::cuda

@@ -48,7 +48,7 @@ struct ExactRows {
     if (call.step != nullptr) {
       const size_t at = static_cast<size_t>(stream) * call.args.n_queries + query;
       listed = reinterpret_cast<const ExactEntry*>(call.step + call.step_shape.entries_offset()) + at * call.step_shape.n_listed;
-      count = reinterpret_cast<const int32_t*>(call.step + call.step_shape.counts_offset())[at];
+      count = static_cast<int>(call.step_shape.n_listed);
     }
     const auto of_head = [&](const uint16_t* rows, size_t stream_stride, size_t head_stride) {
       return reinterpret_cast<const char*>(rows) + stream * stream_stride + head * head_stride;
@@ -64,11 +64,11 @@ struct ExactRows {
   }
 };
 
-// A few rows a warp at a time, so that their latencies overlap.
+// Several rows a warp at a time, usually all that it has, so that their latencies overlap.
 template <int kMergers, int kDimK, int N, class Row>
 __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint32_t head, uint32_t row, int cells, int warp,
                                   int lane, Accumulated<N>& total) {
-  constexpr int kBatch = 4, kPairs = kDimK / 64, kDimV = 32 * N;
+  constexpr int kBatch = 8, kPairs = kDimK / 64, kDimV = 32 * N;
   const kvt_cuda_attention& a = call.args;
   RowView view(call, stream, head, row, cells);
   view.first = 0;
@@ -76,18 +76,11 @@ __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint3
   if (warp >= rows.count) return;
   const char* from = static_cast<const char*>(a.q) + stream * a.q_stream_stride + row / a.n_group * a.q_query_stride +
                      (head * a.n_group + row % a.n_group) * a.q_head_stride;
-  const float* mean = a.key_mean == nullptr ? nullptr
-                                            : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_mean) +
-                                                                             head * a.key_conditioning_head_stride);
-  float q[kPairs][2], m[kPairs][2];
+  float q[kPairs][2];
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const int at = 64 * i + 2 * lane + k;
-      q[i][k] = load_element(from, a.q_type, at);
-      m[i][k] = mean == nullptr ? 0.0f : mean[at];
-    }
+    for (int k = 0; k < 2; ++k) q[i][k] = load_element(from, a.q_type, 64 * i + 2 * lane + k);
   }
   for (int e = warp; e < rows.count; e += kBatch * kMergers) {
     ExactEntry entry[kBatch];
@@ -106,8 +99,8 @@ __device__ void attend_exact_rows(const AttendCall& call, uint32_t stream, uint3
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         const float2 k = __half22float2(reinterpret_cast<const __half2*>(key)[32 * i + lane]);
-        dot[b] = fmaf(q[i][0], k.x - m[i][0], dot[b]);
-        dot[b] = fmaf(q[i][1], k.y - m[i][1], dot[b]);
+        dot[b] = fmaf(q[i][0], k.x, dot[b]);
+        dot[b] = fmaf(q[i][1], k.y, dot[b]);
       }
 #pragma unroll
       for (int i = 0; i < N; i += 2)  // a lane's coordinates are consecutive

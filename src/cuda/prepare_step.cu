@@ -37,8 +37,7 @@ struct QueryMask {
 
 // The exact cells of a query, by one warp: the ring's in `cells`, all of them in the step's list if there is one to write.
 // Returns the number in `cells`.
-__device__ int list_exact(const PrepareCall& call, const QueryMask& mask, uint32_t stream, int32_t* cells, int32_t* count,
-                          ExactEntry* entries) {
+__device__ int list_exact(const PrepareCall& call, const QueryMask& mask, uint32_t stream, int32_t* cells, ExactEntry* entries) {
   const kvt_cuda_step_args& a = call.args;
   const int lane = threadIdx.x % 32, capacity = static_cast<int>(a.capacity), window = static_cast<int>(a.window),
             n_first = static_cast<int>(a.n_first);
@@ -64,7 +63,8 @@ __device__ int list_exact(const PrepareCall& call, const QueryMask& mask, uint32
     }
     n_recent = min(n_recent + __popc(seen), window);
   }
-  if (entries != nullptr && lane == 0) *count = n_listed + n_recent;
+  for (int i = n_listed + n_recent + lane; entries != nullptr && i < static_cast<int>(call.shape.n_listed); i += 32)
+    entries[i] = {0, -INFINITY};
   return n_recent;
 }
 
@@ -77,9 +77,8 @@ __global__ void __launch_bounds__(32 * kWarps) prepare_kernel(const __grid_const
   const uint32_t stream = blockIdx.y;
   if (warp < n_queries) {
     const size_t query = static_cast<size_t>(stream) * n_queries + warp;
-    auto* counts = reinterpret_cast<int32_t*>(call.step + shape.counts_offset());
     auto* entries = reinterpret_cast<ExactEntry*>(call.step + shape.entries_offset());
-    const int n = list_exact(call, QueryMask(a, stream, warp), stream, exact_cells[warp], counts + query,
+    const int n = list_exact(call, QueryMask(a, stream, warp), stream, exact_cells[warp],
                              blockIdx.x == 0 ? entries + query * shape.n_listed : nullptr);
     if (lane == 0) n_exact[warp] = n;
   }

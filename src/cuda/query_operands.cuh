@@ -57,7 +57,7 @@ struct QueryArea {
     const float* scale =
         a.key_scale == nullptr
             ? nullptr
-            : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_scale) + head * a.key_conditioning_head_stride);
+            : reinterpret_cast<const float*>(reinterpret_cast<const char*>(a.key_scale) + head * a.key_scale_head_stride);
     for (int first = threadIdx.x / 32 * kBatch; first < n_rows; first += blockDim.x / 32 * kBatch) {
       float v[kBatch][Row::kCount], poison[kBatch];
 #pragma unroll

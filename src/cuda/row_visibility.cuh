@@ -72,9 +72,27 @@ struct StepPages {
                                  : reinterpret_cast<const uint16_t*>(call.step + StepShape::pages_offset()) +
                                        static_cast<size_t>(stream) * call.step_shape.n_pages();
   }
-  __device__ __forceinline__ uint32_t load(int page) const { return pages == nullptr ? all | all << 8 : pages[page]; }
   __device__ __forceinline__ static bool is_seen(uint32_t bits) { return (bits & 0xffu) != 0; }
   __device__ __forceinline__ bool is_whole(uint32_t bits) const { return bits >> 8 == all; }
+};
+
+// The bits of the pages that a warp visits one after another, at equal distances from a first one. A lane holds those of every 32nd: a
+// load for each page would be waited for together with other loads, on the hot path. For a whole warp.
+class StepBits {
+ public:
+  __device__ __forceinline__ void restart() { n_given_ = 0; }
+  __device__ __forceinline__ uint32_t next(const StepPages& step, int page, int distance, int n_pages) {
+    if (step.pages == nullptr) return step.all | step.all << 8;
+    if (n_given_ % 32 == 0) {
+      const int at = page + static_cast<int>(threadIdx.x % 32) * distance;
+      held_ = at < n_pages ? step.pages[at] : 0;
+    }
+    return __shfl_sync(0xffffffffu, held_, n_given_++ % 32);
+  }
+
+ private:
+  uint32_t held_ = 0;
+  int n_given_ = 0;
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace kvt::cuda {
 // One row that a query attends in fp16.
 struct ExactEntry {
   int32_t row;  // of the first rows, or n_first + slot of the ring
-  float mask;
+  float mask;   // -inf: there is none
 };
 
 struct StepShape {
@@ -22,10 +22,8 @@ struct StepShape {
   // Parts, as offsets in bytes:
   // uint16 [n_streams, n_pages]: bit j: query j sees some cell of the page by its codes; bit 8 + j: all of them, with mask 0
   __host__ __device__ static size_t pages_offset() { return 0; }
-  // int32 [n_streams, n_queries]: how many are listed
-  __host__ __device__ size_t counts_offset() const { return padded(size_t{n_streams} * n_pages() * 2); }
   // ExactEntry [n_streams, n_queries, n_listed]
-  __host__ __device__ size_t entries_offset() const { return counts_offset() + padded(size_t{n_streams} * n_queries * 4); }
+  __host__ __device__ size_t entries_offset() const { return padded(size_t{n_streams} * n_pages() * 2); }
   // fp16 [n_streams, n_queries, 64 * n_pages]: the mask for codes, -inf for exact cells and beyond the last cell. Only of pages
   // where some query sees some cells but not all, or not with mask 0.
   __host__ __device__ size_t mask_offset() const {

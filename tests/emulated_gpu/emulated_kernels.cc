@@ -5,9 +5,12 @@
 #include <vector>
 
 #include "api/engine_encode.h"
+#include "key_means.h"
 #include "kvturbo/kvturbo_cuda.h"
 
 namespace {
+
+using kvt::plugin::KeyMeans;
 
 const kvt_codec* codec_for(kvt_codec_id id, uint32_t head_dim_k, uint32_t head_dim_v) {
   static std::map<std::vector<uint32_t>, kvt_codec*> codecs;
@@ -48,6 +51,47 @@ uint32_t n_newer(const kvt_cuda_exact_rows& e, size_t stream, int slot) {
 int64_t cell_of(const kvt_cuda_encode_args& a, size_t i) {
   const int64_t cell = a.cells_type == KVT_CUDA_I64 ? static_cast<const int64_t*>(a.cells)[i] : static_cast<const int32_t*>(a.cells)[i];
   return cell + a.cell_offset;
+}
+
+// Element j of the mean of a cell.
+template <typename Args>
+float mean_value(const Args& a, size_t stream, size_t head, size_t cell, size_t d, size_t j) {
+  const size_t run = cell / a.mean_cells;
+  const float unit = at(a.key_mean_unit, stream * a.key_mean_unit_stream_stride + head * a.key_mean_unit_head_stride)[run];
+  const int8_t code = at(a.key_mean, stream * a.key_mean_stream_stride + head * a.key_mean_head_stride)[run * d + j];
+  return unit < 0 ? 0.0f : unit * static_cast<float>(code);
+}
+
+// What the cells of the run before decode to, on average: of all of them (0) and of the newest (1).
+struct Averages {
+  float values[2][KVT_MAX_HEAD_DIM] = {};
+  int64_t n[2] = {0, 0};
+};
+
+Averages averages_before(const kvt_cuda_encode_args& a, const float* key_scale, size_t stream, size_t head, int64_t run) {
+  Averages averages;
+  const size_t d = a.head_dim;
+  const int64_t end = run * KeyMeans::kCells - KeyMeans::kUnsettledCells, n_first = a.exact != nullptr ? a.exact->n_first : 0;
+  for (int64_t cell = std::max((run - 1) * KeyMeans::kCells, n_first); cell < end; ++cell) {
+    float row[KVT_MAX_HEAD_DIM];
+    kvt_decode(codec_for(a.codec, a.head_dim, a.head_dim), KVT_KEY,
+               at(static_cast<const char*>(a.pages), stream * a.stream_stride + head * a.head_stride), a.page_stride,
+               static_cast<size_t>(cell), 1, row, d);
+    if (std::all_of(row, row + d, [](float x) { return x == 0; })) continue;
+    for (const int which : {0, 1}) {
+      if (which == 1 && cell < end - KeyMeans::kNewestCells) continue;
+      for (size_t j = 0; j < d; ++j) averages.values[which][j] += row[j];
+      ++averages.n[which];
+    }
+  }
+  for (const int which : {0, 1}) {
+    for (size_t j = 0; j < d; ++j) {
+      averages.values[which][j] /= static_cast<float>(std::max<int64_t>(1, averages.n[which]));
+      averages.values[which][j] = averages.values[which][j] * at(key_scale, head * a.key_scale_head_stride)[j] +
+                                  mean_value(a, stream, head, static_cast<size_t>(end), d, j);
+    }
+  }
+  return averages;
 }
 
 }  // namespace
@@ -98,11 +142,45 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream) {
       if (slot >= 0) std::copy_n(half, d, ring_row(*exact, stream, head, static_cast<size_t>(slot), d));
       kvt_internal::halves_to_floats(codec, half, d, row);
       for (size_t j = 0; a.key_mean != nullptr && j < d; ++j) {
-        row[j] = (row[j] - at(a.key_mean, head * a.key_conditioning_head_stride)[j]) *
-                 at(a.key_inverse_scale, head * a.key_conditioning_head_stride)[j];
+        row[j] = (row[j] - mean_value(a, stream, head, static_cast<size_t>(in_stream), d, j)) *
+                 at(a.key_inverse_scale, head * a.key_scale_head_stride)[j];
       }
       kvt_internal::encode_unchecked(codec, a.side, row, d, 1, &in_stream,
                                      at(static_cast<char*>(a.pages), stream * a.stream_stride + head * a.head_stride), a.page_stride);
+    }
+  }
+  return KVT_OK;
+}
+
+kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream) {
+  if (keys->side != KVT_KEY || values->side != KVT_VALUE || keys->codec != values->codec || keys->n_rows != values->n_rows ||
+      keys->n_kv_heads != values->n_kv_heads) {
+    return KVT_ERROR_INVALID_ARGUMENT;
+  }
+  const kvt_status status = kvt_cuda_encode(keys, stream);
+  return status == KVT_OK ? kvt_cuda_encode(values, stream) : status;
+}
+
+kvt_status kvt_cuda_begin_means(const kvt_cuda_encode_args* args, const float* key_scale, kvt_cuda_stream) {
+  const kvt_cuda_encode_args& a = *args;
+  if (a.struct_size != sizeof(a) || a.key_mean == nullptr || a.mean_cells != KeyMeans::kCells) return KVT_ERROR_INVALID_ARGUMENT;
+  const size_t n_means = a.key_mean_unit_head_stride / sizeof(float);
+  for (size_t i = 0; i < a.n_rows; ++i) {
+    const int64_t number = cell_of(a, i);
+    if (number < 0) continue;
+    const int64_t per_stream = a.cells_per_stream > 0 ? a.cells_per_stream : INT64_MAX, cell = number % per_stream;
+    const auto stream = static_cast<size_t>(number / per_stream);
+    for (size_t head = 0; head < a.n_kv_heads; ++head) {
+      int8_t* codes = at(a.key_mean, stream * a.key_mean_stream_stride + head * a.key_mean_head_stride);
+      float* units = at(a.key_mean_unit, stream * a.key_mean_unit_stream_stride + head * a.key_mean_unit_head_stride);
+      if (units[cell / KeyMeans::kCells] >= 0) continue;
+      KeyMeans means(1, 1, a.head_dim, static_cast<int64_t>(n_means) * KeyMeans::kCells);
+      means.load(codes, units);
+      const int64_t run = cell / KeyMeans::kCells;
+      const Averages before = run > 0 ? averages_before(a, key_scale, stream, head, run) : Averages{};
+      means.predict(0, 0, cell, {before.values[0], before.values[1], before.n[0], before.n[1]});
+      std::copy_n(means.all_codes(), n_means * a.head_dim, codes);
+      std::copy_n(means.all_units(), n_means, units);
     }
   }
   return KVT_OK;
@@ -121,8 +199,7 @@ kvt_status kvt_cuda_decode(const kvt_cuda_decode_args* args, kvt_cuda_stream) {
         kvt_decode(codec, a.side, at(static_cast<const char*>(a.pages), stream * a.stream_stride + head * a.head_stride), a.page_stride,
                    cell, 1, row, d);
         for (size_t j = 0; a.key_mean != nullptr && j < d; ++j) {
-          row[j] = row[j] * at(a.key_scale, head * a.key_conditioning_head_stride)[j] +
-                   at(a.key_mean, head * a.key_conditioning_head_stride)[j];
+          row[j] = row[j] * at(a.key_scale, head * a.key_scale_head_stride)[j] + mean_value(a, stream, head, cell, d, j);
         }
         uint16_t* to = static_cast<uint16_t*>(static_cast<void*>(
             at(static_cast<char*>(a.dst), stream * a.dst_stream_stride + head * a.dst_head_stride + i * a.dst_row_stride)));
@@ -199,8 +276,14 @@ kvt_status kvt_cuda_attend(const kvt_cuda_attention* args, void*, size_t workspa
   a.out_head_stride = g.out_head_stride;
   a.out_stream_stride = g.out_stream_stride;
   a.key_scale = g.key_scale;
+  a.key_scale_head_stride = g.key_scale_head_stride;
   a.key_mean = g.key_mean;
-  a.key_conditioning_head_stride = g.key_conditioning_head_stride;
+  a.key_mean_head_stride = g.key_mean_head_stride;
+  a.key_mean_stream_stride = g.key_mean_stream_stride;
+  a.key_mean_unit = g.key_mean_unit;
+  a.key_mean_unit_head_stride = g.key_mean_unit_head_stride;
+  a.key_mean_unit_stream_stride = g.key_mean_unit_stream_stride;
+  a.mean_cells = g.mean_cells;
   if (n_first > 0) {
     a.n_exact = n_first;
     a.exact_k = g.exact_k->first;
