@@ -2,7 +2,8 @@
 # The plug-in in stock llama.cpp on a GPU: checks and measurements, for a machine with a GPU and the CUDA toolkit and no network.
 #   scripts/cuda_host.sh --pack DIR      here: plug-in, host programs, sources of ggml's CUDA backend, texts and this script, to carry
 #   DIR/cuda_host.sh PART...             there; parts, in this order:
-#     build      ggml's CUDA and CPU modules (llama.cpp b11434), beside the host programs that were carried
+#     build      ggml's CUDA and CPU modules (llama.cpp b11434), beside the host programs that were carried. With
+#                KVT_CUDA_MODULE=PREFIX the CUDA module comes from PREFIX.00, PREFIX.01 ...: split parts of libggml-cuda.so.xz
 #     model      a random-weight model of 8B shape (32 layers, 32/8 heads of 128), for speed
 #     smoke      a few tokens: does it load and compute
 #     f16        KVTURBO_CODEC=f16 against stock: greedy text, perplexity
@@ -85,16 +86,22 @@ unpack() {
 
 part_build() {
   local begin=$SECONDS
+  if [ -n "${KVT_CUDA_MODULE:-}" ]; then
+    cat "$KVT_CUDA_MODULE".[0-9]* | xz -dc -T0 >"$bin/libggml-cuda.so" || fail "KVT_CUDA_MODULE=$KVT_CUDA_MODULE: no such parts"
+    echo "ggml-cuda: carried, $(stat -c %s "$bin/libggml-cuda.so") bytes"
+  fi
   mkdir -p "$work/ggml-build"
   cmake -S "$work/ggml" -B "$work/ggml-build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_BACKEND_DL=ON \
     -DGGML_NATIVE=OFF -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)" \
     -DCMAKE_CUDA_COMPILER="$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)" -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF \
     -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_BUILD_TESTS=OFF -DGGML_BUILD_EXAMPLES=OFF \
     >"$work/configure.log" 2>&1 || { tail -n 20 "$work/configure.log"; fail "ggml does not configure"; }
-  cmake --build "$work/ggml-build" --target ggml-cuda ggml-cpu -j "$(nproc)" >"$work/build.log" 2>&1 || {
+  local targets=(ggml-cpu)
+  [ -n "${KVT_CUDA_MODULE:-}" ] || targets+=(ggml-cuda)
+  cmake --build "$work/ggml-build" --target "${targets[@]}" -j "$(nproc)" >"$work/build.log" 2>&1 || {
     grep -E 'error|FAILED' "$work/build.log" | head; fail "ggml does not build"; }
-  cp "$work"/ggml-build/bin/libggml-{cuda,cpu}.so "$bin/"
-  echo "ggml-cuda: $((SECONDS - begin)) s on $(nproc) cores, $(stat -c %s "$bin/libggml-cuda.so") bytes"
+  cp "$work"/ggml-build/bin/libggml-c*.so "$bin/"
+  echo "${targets[*]}: $((SECONDS - begin)) s on $(nproc) cores"
 }
 
 part_model() {
@@ -147,11 +154,15 @@ divergence() { grep -aE 'Mean +KLD|Maximum KLD|Same top p|RMS Δp' "$1" | tr -s 
 part_kld() {
   need_model
   local arguments=(-m "$KVT_MODEL" -f "$work/texts/english.txt" -c 1024 -b 1024 --chunks 8 --kl-divergence-base "$work/base.kld")
+  stock llama-perplexity "${arguments[@]}" -ub 512 >"$work/kld.base" 2>&1 || trouble "$work/kld.base"
   for batch in 512 8; do
-    stock llama-perplexity "${arguments[@]}" -ub $batch >"$work/kld.base" 2>&1 || trouble "$work/kld.base"
-    for codec in ${KVT_CODECS:-k4v3}; do
+    # What a batch of this size changes by itself: against the same base.
+    stock llama-perplexity "${arguments[@]}" -ub $batch --kl-divergence >"$work/kld.stock" 2>&1 || trouble "$work/kld.stock"
+    echo "GPU stock -ub $batch: $(divergence "$work/kld.stock")"
+    for codec in f16 ${KVT_CODECS:-k4v3}; do
       ours KVTURBO_CODEC=$codec llama-perplexity "${arguments[@]}" -ub $batch --kl-divergence >"$work/kld.ours" 2>&1 || trouble "$work/kld.ours"
       echo "GPU $codec -ub $batch: $(divergence "$work/kld.ours")"
+      [ $codec = f16 ] && continue
       ours KVTURBO_CODEC=$codec KVTURBO_DEVICE=cpu llama-perplexity "${arguments[@]}" -ub $batch --kl-divergence --device KVTURBO0 -t "$(nproc)" \
         >"$work/kld.cpu" 2>&1 || trouble "$work/kld.cpu"
       echo "CPU $codec -ub $batch: $(divergence "$work/kld.cpu")"
@@ -304,10 +315,11 @@ part_parallel() {
 
 part_memory() {
   for kind in stock k4v3; do
-    local run=(stock)
-    [ $kind = k4v3 ] && run=(ours KVTURBO_CODEC=k4v3)
+    # Not by functions: what runs in the background must be the server itself.
+    local run=(env)
+    [ $kind = k4v3 ] && run=(env GGML_BACKEND_PATH="$plugin" KVTURBO_CODEC=k4v3)
     for n in 256 131072; do
-      "${run[@]}" llama-server -m "$big" -ngl 99 -fa on -c $n -np 1 --port 18081 >"$work/memory.log" 2>&1 &
+      "${run[@]}" "$bin/llama-server" -m "$big" -ngl 99 -fa on -c $n -np 1 --port 18081 >"$work/memory.log" 2>&1 &
       local pid=$!
       python3 - <<'END'
 import time, urllib.request
@@ -321,7 +333,8 @@ for _ in range(240):
 urllib.request.urlopen(urllib.request.Request(url + "/completion", b'{"prompt": "a b c", "n_predict": 4}', {"Content-Type": "application/json"}), timeout=60)
 END
       echo "$kind -c $n: $(nvidia-smi --query-gpu=memory.used --format=csv,noheader)"
-      kill $pid; wait $pid 2>/dev/null
+      kill $pid || trouble "$work/memory.log"
+      wait $pid 2>/dev/null
     done
   done
 }
