@@ -147,6 +147,8 @@ EstimateResult estimate(const EstimateOptions& options) {
   const std::map<std::string, double> losses = losses_of(nearest->name);
   result.loss_basis = fmt::format("{} ({}), 1024 tokens of {} (docs/quality.md)", nearest->name, why, kLossText);
 
+  ExactRows exact = options.exact;
+  exact.is_conditioned = options.condition != "off";
   const double share = f16_bytes_read(shape, static_cast<double>(result.n_tokens) / static_cast<double>(result.n_slots)) /
                        static_cast<double>(shape.active_weight_bytes);
   std::set<int> n_layers_f16;
@@ -154,10 +156,10 @@ EstimateResult estimate(const EstimateOptions& options) {
   for (const CacheType& type : cache_types()) {
     Row row;
     row.type = type;
-    row.sizes = cache_sizes(shape, type, options.exact, result.n_tokens, result.n_slots);
+    row.sizes = cache_sizes(shape, type, exact, result.n_tokens, result.n_slots);
     if (type.name == "f16") f16_total = static_cast<double>(row.sizes.total_bytes);
     row.bits = 16 * static_cast<double>(row.sizes.total_bytes) / f16_total;
-    row.longest_context = longest_context(shape, type, options.exact, result.memory_bytes, result.n_slots);
+    row.longest_context = longest_context(shape, type, exact, result.memory_bytes, result.n_slots);
     const bool is_all_f16 = row.sizes.n_layers_f16 == static_cast<int>(shape.layers.size());
     row.speed = is_all_f16 || type.name == "f16" ? SpeedCurve::Value{1, false}
                                                  : curve.at(type.is_ours ? type.name : "stock " + type.name, share);
@@ -246,7 +248,7 @@ void print_text(const EstimateResult& result) {
              result.speed_basis, is_extrapolated ? "; ~ is beyond what was measured" : "");
   fmt::print("    For your machine: kvturbo bench model -m MODEL --json > FILE, then --bench FILE.\n");
   fmt::print("(2) Estimate: nats from stock f16. Measured with {}.\n", result.loss_basis);
-  fmt::print("    For your model: kvturbo eval -m MODEL.\n");
+  fmt::print("    It grows with the context. For your model: kvturbo eval -m MODEL.\n");
   fmt::print("- Longest context: beside the weights and {} or so of working space.\n", gib(working_bytes(result.n_tokens)));
   const std::uint64_t trained = shape.context_length;
   if (trained > 0) fmt::print("- The model was trained on contexts of {} tokens.\n", with_thousands(trained));
@@ -320,6 +322,10 @@ CLI::App* declare_estimate(CLI::App& app, EstimateOptions& options) {
       ->envname("KVTURBO_SINKS")
       ->check(CLI::Range(0, KVT_MAX_EXACT))
       ->type_name("N");
+  command->add_option("--condition", options.condition, "whether keys are conditioned, on or off (on)")
+      ->envname("KVTURBO_CONDITION")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->type_name("WORD");
   command->add_flag("--json", options.json, "print one JSON object");
   command->footer("Example: kvturbo estimate -m smollm2-135m -c 8192 --memory 4G");
   return command;

@@ -16,7 +16,8 @@ struct EstimateOptions {
   std::uint64_t n_slots = 1;   // -np
   std::string memory;          // --memory; empty: what is available now
   std::string bench_path;      // --bench; empty: the figures of docs/performance.md
-  ExactRows exact;             // --recent, --sinks, --condition
+  ExactRows exact;             // --recent, --sinks
+  std::string condition;       // --condition; empty: on
   bool json = false;
 };
 

@@ -159,7 +159,7 @@ ModelShape model_shape(const GgufHeader& header) {
     shape.notes.push_back("the keys of its indexer are a cache of their own, which is neither compressed nor counted");
   }
   shape.weight_bytes = header.file_bytes;
-  shape.active_weight_bytes = active_bytes(header);
+  shape.active_weight_bytes = header.tensors.empty() ? header.file_bytes : active_bytes(header);
   return shape;
 }
 

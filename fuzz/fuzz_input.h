@@ -39,9 +39,8 @@ class Input {
   // From here on what is left comes over and over, so that short inputs make whole pages.
   uint8_t next() {
     if (left() == 0) return 0;
-    const uint8_t b = data_[at_ + cursor_];
-    cursor_ = cursor_ + 1 == left() ? 0 : cursor_ + 1;
-    return b;
+    if (cursor_ >= left()) cursor_ = 0;
+    return data_[at_ + cursor_++];
   }
   void fill(void* to, size_t n) {
     auto* bytes = static_cast<uint8_t*>(to);

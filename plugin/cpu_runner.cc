@@ -4,6 +4,7 @@
 #include "graph_plan.h"
 #include "graph_runner.h"
 #include "metrics.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
 
@@ -68,7 +69,7 @@ class CpuRunner : public GraphRunner {
     ggml_cgraph* planned = plan_.prepare(graph, n_threads_);
     if (planned == nullptr) return no_memory_for_working_space();
     const enum ggml_status status = inner_->iface.graph_compute(inner_, planned);
-    metrics_graph_done();
+    completes([] { metrics_graph_done(); });  // the step is done, whether it is counted or not
     if (status == GGML_STATUS_SUCCESS && plan_.has_run_out_of_memory()) return no_memory_for_working_space();
     if (status == GGML_STATUS_SUCCESS && plan_.has_failed()) {
       say("an operation on the KV cache failed: a row outside of the cache, or more threads than announced; please report this");

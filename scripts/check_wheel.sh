@@ -52,6 +52,8 @@ server=""
 
 "${clean[@]}" kvturbo doctor >"$work/doctor" || { cat "$work/doctor" >&2; fail "kvturbo doctor finds problems"; }
 grep -E 'loads as KVTURBO0' "$work/doctor" >&2
+"${clean[@]}" kvturbo run -m "$model" -p "2 + 2 =" --raw -n 4 --json >"$work/run.json" 2>"$work/run.log" ||
+  { cat "$work/run.log" >&2; fail "kvturbo run fails"; }
 # refused PATTERN COMMAND...: it fails, and says so in a line of that pattern.
 refused() {
   local pattern="$1" said

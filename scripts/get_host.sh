@@ -3,6 +3,8 @@
 # stdout is the folder of its programs. Quick when it is already there.
 #   scripts/get_host.sh            llama-server: what `kvturbo run` and `kvturbo serve` need
 #   scripts/get_host.sh --tools    llama-completion, llama-perplexity, llama-bench, llama-cli, test-backend-ops as well: for tests
+#   scripts/get_host.sh --rpc      ggml-rpc-server and the RPC backend, in a folder of their own, so that other programs do not load it; prints
+#                                  that folder. Run the server in the folder of the other programs, where its CPU backend is.
 #   scripts/get_host.sh --source   the sources only; prints their folder
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,8 +14,9 @@ want=server
 case "${1:-}" in
   "") ;;
   --tools) want=tools ;;
+  --rpc) want=rpc ;;
   --source) want=source ;;
-  *) fail "get_host.sh: unknown option $1; it takes --tools or --source" ;;
+  *) fail "get_host.sh: unknown option $1; it takes --tools, --rpc or --source" ;;
 esac
 
 mkdir -p "$kvturbo_cache/src" "$kvturbo_cache/hosts"
@@ -52,6 +55,18 @@ if [ "$want" = source ]; then
 fi
 
 host="$(host_folder)"
+if [ "$want" = rpc ]; then
+  if [ ! -e "$host/rpc/built" ]; then
+    run_quietly "$host/rpc_configure.log" cmake -S "$host_source" -B "$host/rpc" -G Ninja -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF -DGGML_CPU=OFF \
+      -DGGML_RPC=ON -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+      -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_NUMBER=11434
+    run_ninja "ggml-rpc-server" "$host/rpc_build.log" "$host/rpc" ggml-rpc ggml-rpc-server
+    touch "$host/rpc/built"
+  fi
+  printf '%s\n' "$host/rpc/bin"
+  exit 0
+fi
+
 # The stamps are written last, so an interrupted build is continued.
 if [ -e "$host/built.tools" ] || { [ "$want" = server ] && [ -e "$host/built.server" ]; }; then
   printf '%s\n' "$host/bin"

@@ -18,12 +18,12 @@ PYTHON
 
 host_flags=()
 if ldd "$TEST_HOST_BIN/libggml.so" 2>/dev/null | grep -q libggml-cpu; then host_flags=(--device KVTURBO0); fi
-# compare MODEL CODEC
+# compare MODEL CODEC [VARIABLE=VALUE...]
 compare() {
   rm -f "$work/report.json"
-  expect_exit 0 env GGML_BACKEND_PATH="$TEST_PLUGIN" KVTURBO_CODEC="$2" KVTURBO_REPORT="$work/report.json" \
+  expect_exit 0 env GGML_BACKEND_PATH="$TEST_PLUGIN" KVTURBO_CODEC="$2" KVTURBO_REPORT="$work/report.json" "${@:3}" \
     "$TEST_HOST_BIN/llama-completion" -m "$1" "${host_flags[@]}" -t 2 -c 512 -n 2 -no-cnv -p "One two three"
-  expect_exit 0 kvturbo estimate -m "$1" -c 512 --json
+  expect_exit 0 env "${@:3}" "$TEST_KVTURBO" estimate -m "$1" -c 512 --json
   python3 "$work/compare.py" "$work/report.json" "$stdout" "$2" 2>>"$stderr" || complain "the report is not what was estimated"
 }
 compare "$TEST_MODEL" k4v3
@@ -31,6 +31,7 @@ compare "$TEST_MODEL" k3v2
 "$TEST_SOURCE/scripts/make_random_model.py" --layers 2 --heads 4 --kv-heads 2 --embedding 64 --ffn 64 "$TEST_MODEL" "$work/random-d128.gguf" \
   >"$stdout" 2>"$stderr" || complain "no random model"
 for codec in k4v3 hybrid k3v3 k2v2 k8v4 k8v3; do compare "$work/random-d128.gguf" "$codec"; done
+compare "$work/random-d128.gguf" k4v3 KVTURBO_CONDITION=off KVTURBO_RECENT=0 KVTURBO_SINKS=7
 for model in gemma3-270m qwen2.5-coder-0.5b; do
   path="${KVTURBO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kvturbo}/models/$model.gguf"
   if [ -e "$path" ]; then compare "$path" k4v3; fi

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# The commands of the README do what it says: every line of its blocks marked "sh run" is run, in the repository.
+# The commands of the README and of the pages in docs do what they say: every line of their blocks marked "sh run" is run, in the
+# repository.
 source "$(dirname "$0")/cli_support.sh"
 needs_host
 cd "$TEST_SOURCE" || exit 1
 
 cache="${KVTURBO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kvturbo}"
-mapfile -t commands < <(awk '/^```sh run$/ { on = 1; next } /^```$/ { on = 0 } on && NF && !/^#/ { sub(/ +#.*/, ""); print }' README.md)
-last_command="README.md"
+mapfile -t commands < <(awk '/^```sh run$/ { on = 1; next } /^```$/ { on = 0 } on && NF && !/^#/ { sub(/ +#.*/, ""); print }' README.md docs/*.md)
+last_command="README.md docs/*.md"
 : >"$stdout"
 : >"$stderr"
-[ "${#commands[@]}" -ge 4 ] || complain "only ${#commands[@]} commands found"
+[ "${#commands[@]}" -ge 11 ] || complain "only ${#commands[@]} commands found"
 
 for command in "${commands[@]}"; do
   command="${command//\~\/.cache\/kvturbo/$cache}"

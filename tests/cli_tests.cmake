@@ -9,6 +9,12 @@ endforeach()
 # It builds in the build folder and uses the user's cache: alone; and it runs ./demo, which may take long on a busy machine.
 set_tests_properties(cli.readme PROPERTIES RUN_SERIAL TRUE TIMEOUT 600)
 
+# The pages: messages, links, variables, flags and figures in them exist.
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_FOUND)
+  add_test(NAME docs COMMAND Python3::Interpreter ${CMAKE_CURRENT_LIST_DIR}/docs_test.py $<TARGET_FILE:kvturbo>)
+endif()
+
 add_executable(doctor_test ${CMAKE_CURRENT_LIST_DIR}/doctor_test.cc ${PROJECT_SOURCE_DIR}/cli/self_test.cc ${PROJECT_SOURCE_DIR}/cli/machine_info.cc)
 target_include_directories(doctor_test PRIVATE ${PROJECT_SOURCE_DIR}/cli ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(doctor_test PRIVATE kvturbo_static kvturbo_warnings fmt::fmt GTest::gtest_main Threads::Threads)

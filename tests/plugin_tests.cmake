@@ -83,3 +83,9 @@ foreach(name bad_input memory metrics plumbing server)
     TIMEOUT 600
     ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR};TEST_DEQUANTIZE=$<TARGET_FILE:plugin_dequantize>")
 endforeach()
+
+# The short forms of what docs/reliability.md lists.
+add_test(NAME reliability.quick COMMAND ${PROJECT_SOURCE_DIR}/scripts/reliability.sh --quick)
+set_tests_properties(reliability.quick PROPERTIES
+  TIMEOUT 600
+  ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL}")

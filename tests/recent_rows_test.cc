@@ -142,7 +142,7 @@ TEST_F(RecentRowsTest, RejectedDraftsDoNotPushOutTheWindow) {
   for (size_t n_drafts = 1; n_drafts <= RecentRows::kSlack; ++n_drafts) {
     rows_.clear();
     for (int32_t first = 0; first < 100; ++first) {
-      batch_.rows.assign(1 + n_drafts, {});
+      batch_.rows = std::vector<RecentRows::Batch::Row>(1 + n_drafts);
       for (size_t i = 0; i < batch_.rows.size(); ++i) batch_.rows[i].cell = first + static_cast<int32_t>(i);
       rows_.plan_batch(&batch_);
       rows_.begin_batch(&batch_);
@@ -161,7 +161,7 @@ TEST_F(RecentRowsTest, AnAbandonedBatchLeavesNoTrace) {
   for (int round = 0; round < 60; ++round) {
     write(1 + random(12), false);
     const size_t stream = random(kStreams), n = 1 + random(30);
-    batch_.rows.assign(n, {});
+    batch_.rows = std::vector<RecentRows::Batch::Row>(n);
     std::vector<float> values(n * kHeadDim, -1.0f);
     for (size_t i = 0; i < n; ++i) {
       batch_.rows[i].stream = static_cast<int32_t>(stream);

@@ -133,15 +133,15 @@ KVT_API kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_st
  * have equal codec, n_rows and n_kv_heads. */
 KVT_API kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream);
 
-/* Means that follow the text (docs/algorithm.md 6): for every row of `keys`, the arguments of the encode or append call that follows, whose
- * cell lies in a run of mean_cells cells without a mean, sets the run's mean in every head, from what the cells of the run before decode to; cells
- * below keys->exact->n_first, empty ones and the last 16 of the run are left out. With fewer than 64 such cells it takes over the mean of
- * the nearest run before that has one, or none: zeros. Means that are set stay as they are, so calling it before every append is right, and
- * costs a look at each row's unit. An empty cache: units filled with -1.0f, codes with 0.
+/* Means that follow the text (docs/algorithm.md 6). `keys` are the arguments of the encode or append call that follows. For every row
+ * whose cell lies in a run of mean_cells cells without a mean, the run's mean is set in every head, from what the cells of the run
+ * before decode to; cells below keys->exact->n_first, empty ones and the last 16 of the run are left out. With fewer than 64 such
+ * cells it takes over the mean of the nearest run before that has one, or none: zeros. Means that are set stay as they are, so calling
+ * it before every append is right, and costs a look at each row's unit. An empty cache: units filled with -1.0f, codes with 0.
  * key_scale: device, as key_inverse_scale, its reciprocal.
  *
- * Cells that the prediction is made from must be stored: append a batch in parts, each with a call of this before it, that begin where a run of
- * cells does. Up to 16 rows of consecutive cells need no parts: the cells before the run's first one are among those left out.
+ * Cells that the prediction is made from must be stored: append a batch in parts that begin where runs of cells do, each with a call
+ * of this before it. Up to 16 rows of consecutive cells need no parts: those before the run's first cell are left out anyway.
  * Returns KVT_OK (launched, or nothing to do), KVT_ERROR_INVALID_ARGUMENT (also without means), _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA. */
 KVT_API kvt_status kvt_cuda_begin_means(const kvt_cuda_encode_args* keys, const float* key_scale, kvt_cuda_stream stream);
 

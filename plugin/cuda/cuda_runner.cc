@@ -8,6 +8,7 @@
 #include "cuda_plan.h"
 #include "gpu_support.h"
 #include "metrics.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
 
@@ -46,7 +47,7 @@ class CudaRunner : public GraphRunner {
     ++counters().graphs;
     const enum ggml_status status = run(graph, has_host_work);
     plan_.end();
-    metrics_graph_done();
+    completes([] { metrics_graph_done(); });  // the step is done, whether it is counted or not
     return status;
   }
 
@@ -66,8 +67,10 @@ class CudaRunner : public GraphRunner {
   void finish_locked() {
     if (!plan_.has_rest()) return;
     wait();
-    std::string error;
-    if (!plan_.do_rest(&error)) failed(error);
+    std::string error = "no memory for working space";
+    bool is_done = false;
+    completes([&] { is_done = plan_.do_rest(&error); });
+    if (!is_done) failed(error);
   }
 
   enum ggml_status run(ggml_cgraph* graph, bool has_host_work) {

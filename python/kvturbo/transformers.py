@@ -18,9 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
-from .codec import Codec, RecentRows
+from .codec import Codec, KeyMeans, RecentRows
 
 _NAME = "kvturbo"
+_MEAN_CELLS = 512  # cells that share a mean of their keys
 _MEAN_SKIPS = 4  # the first tokens are often attention sinks, with keys unlike all others
 _MEAN_ROWS = 16  # so many more make a mean
 
@@ -31,7 +32,8 @@ class KvturboLayer(CacheLayerMixin):
     codec: a name, see kvturbo.codec_names().
     recent: newest tokens that each query attends in fp16, 0 to 64; sinks: first tokens that are kept in fp16, 0 to 64. 0 for codec f16.
     on_codes: update() hands out the new states only, for the attention function "kvturbo".
-    Keys are stored less their mean over the first update's tokens, which softmax ignores; a first update of fewer than 20 tokens sets none.
+    Keys are stored less a mean, one for every 512 cells and sequence: that of the 512 cells before, and for the first 512 that of the first
+    update's tokens, if they are 20 or more.
     """
 
     is_croppable = True
@@ -50,7 +52,8 @@ class KvturboLayer(CacheLayerMixin):
         self.codec = Codec(self.codec_name, head_dim, value_states.shape[-1])
         self.k_pages = self.codec.new_pages("key", 0, batch, heads=heads)
         self.v_pages = self.codec.new_pages("value", 0, batch, heads=heads)
-        self.mean = self._mean(key_states)
+        self.means = KeyMeans(np.zeros((batch, heads, 0, head_dim), np.int8), np.zeros((batch, heads, 0), np.float32), _MEAN_CELLS)
+        self.block_sum, self.block_rows = np.zeros((batch, heads, head_dim), np.float32), 0  # keys of the newest 512-cell block
         # fp16 rows: the first tokens, and the newest ones. While an update is attended, the newest include all its tokens.
         self.sink_rows = [_halves(states[:, :, :0]) for states in (key_states, value_states)]
         self.recent_rows = [_halves(states[:, :, :0]) for states in (key_states, value_states)]
@@ -66,7 +69,7 @@ class KvturboLayer(CacheLayerMixin):
         self.k_pages = self._grown(self.k_pages, self.n_tokens + n)
         self.v_pages = self._grown(self.v_pages, self.n_tokens + n)
         halves = [_halves(key_states), _halves(value_states)]
-        self.codec.encode("key", halves[0].astype(np.float32) - self.mean[:, None], self.k_pages, cells)
+        self._encode_keys(halves[0].astype(np.float32), cells)
         self.codec.encode("value", halves[1], self.v_pages, cells)
         n_sinks = max(0, min(n, self.sinks - self.n_tokens))
         self.n_before = min(self.recent, self.recent_rows[0].shape[2])
@@ -93,7 +96,7 @@ class KvturboLayer(CacheLayerMixin):
             cells = np.broadcast_to(np.arange(self.n_tokens - n_rows, self.n_tokens, dtype=np.int32), (q.shape[0], n_rows))
             options["recent"] = RecentRows(cells, *self.recent_rows, window=self.recent, own=self.n_before)
         if self.codec_name != "f16":
-            options["key_mean"] = self.mean
+            options["key_means"] = self.means
         out = self.codec.attend(q, self.k_pages, self.v_pages, self.n_tokens, scale=scale, mask=mask,
                                 causal=mask is None and n_queries > 1, n_threads=torch.get_num_threads(), **options)
         for i in range(2):  # the next update needs no more of them
@@ -103,8 +106,8 @@ class KvturboLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """All that the layer keeps: pages, exact rows, mean."""
-        arrays = [self.k_pages, self.v_pages, self.mean, *self.sink_rows, *self.recent_rows] if self.is_initialized else []
+        """All that the layer keeps: pages, exact rows, means."""
+        arrays = [self.k_pages, self.v_pages, self.means.codes, self.means.units, self.block_sum, *self.sink_rows, *self.recent_rows] if self.is_initialized else []
         return sum(array.nbytes for array in arrays)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -128,6 +131,8 @@ class KvturboLayer(CacheLayerMixin):
         self.n_tokens -= n
         if not self.is_initialized:
             return
+        n_means = -(-self.n_tokens // _MEAN_CELLS)
+        self.means = KeyMeans(self.means.codes[:, :, :n_means], self.means.units[:, :, :n_means], _MEAN_CELLS)
         for i in range(2):
             self.sink_rows[i] = self.sink_rows[i][:, :, : self.n_tokens]
             self.recent_rows[i] = self.recent_rows[i][:, :, : max(0, self.recent_rows[i].shape[2] - n)]
@@ -150,16 +155,38 @@ class KvturboLayer(CacheLayerMixin):
         """Nothing to do: the pages are in the CPU's memory."""
 
     def _each_batch_array(self, change: Any) -> None:
-        self.k_pages, self.v_pages = change(self.k_pages), change(self.v_pages)
+        self.k_pages, self.v_pages, self.block_sum = change(self.k_pages), change(self.v_pages), change(self.block_sum)
+        self.means = KeyMeans(change(self.means.codes), change(self.means.units), _MEAN_CELLS)
         self.sink_rows = [change(rows) for rows in self.sink_rows]
         self.recent_rows = [change(rows) for rows in self.recent_rows]
 
-    def _mean(self, key_states: torch.Tensor) -> np.ndarray:
-        """[kv heads, head_dim], over the tokens of all sequences."""
-        rows = key_states.float()[:, :, _MEAN_SKIPS:]
-        if rows.shape[2] < _MEAN_ROWS or self.codec_name == "f16":
-            return np.zeros((key_states.shape[1], key_states.shape[3]), np.float32)
-        return rows.mean(dim=(0, 2)).numpy()
+    def _encode_keys(self, keys: np.ndarray, cells: np.ndarray) -> None:
+        """keys [batch, kv heads, n, head_dim] into consecutive cells, each block of 512 less its mean."""
+        if self.codec_name == "f16":
+            self.codec.encode("key", keys, self.k_pages, cells)
+            return
+        starts = np.flatnonzero(cells % _MEAN_CELLS == 0)
+        for part in np.split(np.arange(len(cells)), starts[starts > 0]):
+            block, rows = cells[part[0]] // _MEAN_CELLS, keys[:, :, part]
+            if block == self.means.codes.shape[2]:
+                self._add_mean(rows)
+            mean = self.means.codes[:, :, block] * self.means.units[:, :, block, None]
+            self.codec.encode("key", rows - mean[:, :, None], self.k_pages, cells[part])
+            self.block_sum += rows.sum(axis=2)
+            self.block_rows += len(part)
+
+    def _add_mean(self, rows: np.ndarray) -> None:
+        """The mean of a new block, which rows are the first of."""
+        if self.block_rows:
+            mean = self.block_sum / self.block_rows
+        elif rows.shape[2] >= _MEAN_SKIPS + _MEAN_ROWS:
+            mean = rows[:, :, _MEAN_SKIPS:].mean(axis=2)
+        else:
+            mean = np.zeros_like(self.block_sum)
+        new = KeyMeans.of(mean[:, :, None], _MEAN_CELLS)
+        self.means = KeyMeans(np.concatenate([self.means.codes, new.codes], axis=2),
+                              np.concatenate([self.means.units, new.units.astype(np.float32)], axis=2), _MEAN_CELLS)
+        self.block_sum, self.block_rows = np.zeros_like(self.block_sum), 0
 
     def _grown(self, pages: np.ndarray, n_cells: int) -> np.ndarray:
         """With room for n_cells: an eighth more than needed, so that copying stays rare."""
@@ -172,7 +199,9 @@ class KvturboLayer(CacheLayerMixin):
 
     def _decoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All tokens' keys and values, the exact ones in place."""
-        keys = self.codec.decode("key", self.k_pages, self.n_tokens) + self.mean[:, None]
+        keys = self.codec.decode("key", self.k_pages, self.n_tokens)
+        if self.codec_name != "f16":
+            keys += np.repeat(self.means.values(), _MEAN_CELLS, axis=2)[:, :, : self.n_tokens]
         states = [keys, self.codec.decode("value", self.v_pages, self.n_tokens)]
         for i in range(2):
             n_sinks, n_recent = self.sink_rows[i].shape[2], min(self.recent, self.recent_rows[i].shape[2])

@@ -59,6 +59,16 @@ class Cache(unittest.TestCase):
             self.assertEqual(cache.get_seq_length(), sum(self.STEPS))
             self.assertLess(cache.nbytes, 3 * 2 * 2 * 2 * 64 * 2 * sum(self.STEPS))  # fp16
 
+    def test_means_follow_the_text(self):
+        """Beyond 512 tokens, the second mean is learnt from the first 512; the result stays near, on both paths and from any pieces."""
+        tokens = torch.randint(300, (1, 600), generator=torch.Generator().manual_seed(3))
+        wanted = logits_in_steps(self.stock, tokens, DynamicCache(), (600,))
+        for attention, steps in (("kvturbo", (600,)), ("kvturbo", (500, 40, 60)), ("sdpa", (500, 12, 88))):
+            model = small_model(attention)
+            cache = KvturboCache(model.config)
+            self.assert_near(logits_in_steps(model, tokens, cache, steps), wanted, VALUE_ERROR)
+            self.assertEqual(cache.layers[0].means.codes.shape[2], 2)
+
     def test_left_padding(self):
         mask = torch.ones_like(self.tokens)
         mask[0, :40] = 0
@@ -75,7 +85,7 @@ class Cache(unittest.TestCase):
         cache.crop(-20)
         again = logits_in_steps(model, self.tokens[:, 100:], cache, (1,))
         fresh = logits_in_steps(model, self.tokens, KvturboCache(model.config), (100, 1))[:, -1:]
-        # Not the same: the mean of the keys was learnt from 120 tokens, and fewer of the newest rows are exact.
+        # Not the same: the keys' mean was learnt from 120 tokens, and fewer of the newest rows are exact.
         self.assert_near(again, fresh, VALUE_ERROR)
         self.assertEqual(cache.get_seq_length(), 101)
 

@@ -16,7 +16,8 @@ namespace {
 
 // fp16 and back, then conditioned, as an engine's encoder does it.
 template <int N>
-__device__ __forceinline__ void condition_row(const EncodeCall& call, const CellPlace& place, uint32_t head, int lane, float (&x)[N]) {
+__device__ __forceinline__ void condition_row(const EncodeCall& call, const CellPlace& place, uint32_t head, int lane,
+                                              float (&x)[N]) {
   if (call.round_to_half) {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = __half2float(__float2half_rn(x[i]));
@@ -25,7 +26,8 @@ __device__ __forceinline__ void condition_row(const EncodeCall& call, const Cell
   const int run = call.means.run_of(static_cast<int>(place.cell));
   const int8_t* mean = call.means.codes_of(place.stream, head, run, 16 * N);
   const float unit = call.means.unit_of(place.stream, head, run);
-  const auto* inverse_scale = reinterpret_cast<const float*>(reinterpret_cast<const char*>(call.key_inverse_scale) + head * call.key_scale_head_stride);
+  const auto* inverse_scale = reinterpret_cast<const float*>(reinterpret_cast<const char*>(call.key_inverse_scale) +
+                                                             head * call.key_scale_head_stride);
 #pragma unroll
   for (int i = 0; i < N; ++i) x[i] = (x[i] - unit * static_cast<float>(mean[16 * i + lane])) * inverse_scale[16 * i + lane];
 }
