@@ -4,6 +4,7 @@
 #include "cli_error.h"
 #include "command_bench.h"
 #include "command_estimate.h"
+#include "command_pack.h"
 #include "command_eval.h"
 #include "commands.h"
 #include "kvturbo/kvturbo.h"
@@ -23,6 +24,7 @@ struct CommandLine {
   DoctorOptions doctor;
   ModelsOptions models;
   EstimateOptions estimate;
+  PackOptions pack, unpack;
   BenchOptions bench;
   EvalOptions eval;
 };
@@ -117,6 +119,8 @@ int run_command_line(int argc, char** argv) {
   const CLI::App* doctor = declare_doctor(app, line.doctor);
   const CLI::App* models = declare_models(app, line.models);
   const CLI::App* estimate = declare_estimate(app, line.estimate);
+  const CLI::App* pack = declare_pack(app, line.pack);
+  const CLI::App* unpack = declare_unpack(app, line.unpack);
   const CLI::App* bench = declare_bench(app, line.bench);
   const CLI::App* eval = declare_eval(app, line.eval);
   try {
@@ -127,7 +131,7 @@ int run_command_line(int argc, char** argv) {
     const auto chosen = app.get_subcommands();
     if (chosen.empty() && argc > 1 && argv[1][0] != '-') {
       throw CliError(kExitUsage, std::string("command '") + argv[1] + "'", "unknown",
-                     "known commands: run, serve, doctor, models, estimate, bench, eval");
+                     "known commands: run, serve, doctor, models, estimate, bench, eval, pack, unpack");
     }
     const std::string command = chosen.empty() ? "kvturbo" : "kvturbo " + chosen.front()->get_name();
     std::string why = error.what();
@@ -144,6 +148,8 @@ int run_command_line(int argc, char** argv) {
   if (*doctor) return command_doctor(line.doctor);
   if (*models) return command_models(line.models);
   if (*estimate) return command_estimate(line.estimate);
+  if (*pack) return command_pack(line.pack);
+  if (*unpack) return command_unpack(line.unpack);
   if (*bench) return command_bench(line.bench);
   if (*eval) return command_eval(line.eval);
   return kExitUsage;

@@ -6,6 +6,7 @@
 
 #include "cache_rows.h"
 #include "graph_runner.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 namespace {
@@ -86,22 +87,16 @@ void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const g
   }
 }
 
-void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
-  image_encode(cache, first_row, n_rows, src, 0, 1);
+void image_write(CacheTensor* cache, int64_t row, const ggml_fp16_t* src, bool is_first) {
+  image_encode(cache, row, 1, src, 0, 1);
   RecentRows* recent = cache->recent();
-  if (recent == nullptr) return;
+  const auto stream = static_cast<size_t>(row / cache->n_cells());
+  const auto cell = static_cast<int32_t>(row % cache->n_cells());
+  if (recent == nullptr || cell < cache->n_exact()) return;  // exact anyhow
   const auto d = static_cast<size_t>(cache->head_dim());
-  for (int64_t i = 0; i < n_rows; ++i, src += cache->n_values()) {
-    const auto stream = static_cast<size_t>((first_row + i) / cache->n_cells());
-    const auto cell = static_cast<int32_t>((first_row + i) % cache->n_cells());
-    if (std::all_of(src, src + cache->n_values(), [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) {
-      recent->forget(stream, cell, cell + 1);  // an empty cell
-      continue;
-    }
-    recent->append(stream, cell);
-    for (size_t head = 0; head < static_cast<size_t>(cache->n_heads()); ++head) {
-      std::memcpy(recent->row(stream, head, cell), src + head * d, d * sizeof(ggml_fp16_t));
-    }
+  recent->append(stream, cell, is_first);
+  for (size_t head = 0; head < static_cast<size_t>(cache->n_heads()); ++head) {
+    std::memcpy(recent->row(stream, head, cell), src + head * d, d * sizeof(ggml_fp16_t));
   }
 }
 
@@ -149,28 +144,17 @@ void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst) {
     }
     return;
   }
+  state_settle(cache);
   const RowRange range = rows_of_bytes(*cache, offset, size);
   const HostSide host_side(cache, range.first, range.n, HostSide::For::kReading);
   std::vector<ggml_fp16_t> rows(static_cast<size_t>(kPageTokens * cache->n_values()));
   for_row_pieces(*cache, offset, size, [&](int64_t first_row, int64_t n_rows, size_t skip, size_t bytes, size_t done) {
-    image_decode(cache, first_row, n_rows, rows.data(), 0, 1);
+    state_get_rows(cache, first_row, n_rows, rows.data());
     std::memcpy(static_cast<char*>(dst) + done, reinterpret_cast<const char*>(rows.data()) + skip, bytes);
   });
 }
 
 namespace {
-
-// Keys that come from a saved state before any were computed: the conditioning is learnt from them.
-void learn_from_image(CacheTensor* cache, const ggml_fp16_t* rows, int64_t n_rows) {
-  KeyConditioner* conditioner = cache->conditioner();
-  if (conditioner == nullptr || !conditioner->is_learning()) return;
-  if (conditioner->n_kept() > 0) return conditioner->freeze();
-  const auto n = static_cast<size_t>(n_rows * cache->n_values());
-  if (std::all_of(rows, rows + n, [](ggml_fp16_t h) { return (h & 0x7fff) == 0; })) return;  // an empty cache stays one
-  std::vector<float> values(n);
-  host().ggml_fp16_to_fp32_row(rows, values.data(), static_cast<int64_t>(n));
-  conditioner->learn_from_rows(values.data(), static_cast<size_t>(n_rows));
-}
 
 // source(done, bytes, where) puts bytes done .. done + bytes - 1 of the new contents at where.
 template <typename Source>
@@ -192,10 +176,10 @@ void write_range(CacheTensor* cache, size_t offset, size_t size, Source source) 
   std::vector<ggml_fp16_t> rows(static_cast<size_t>(kPageTokens * cache->n_values()));
   for_row_pieces(*cache, offset, size, [&](int64_t first_row, int64_t n_rows, size_t skip, size_t bytes, size_t done) {
     const bool has_partial_row = skip != 0 || bytes % cache->row_bytes() != 0;
+    if (has_partial_row) state_settle(cache);
     if (has_partial_row) image_decode(cache, first_row, n_rows, rows.data(), 0, 1);
     source(done, bytes, reinterpret_cast<char*>(rows.data()) + skip);
-    learn_from_image(cache, rows.data(), n_rows);
-    image_write(cache, first_row, n_rows, rows.data());
+    state_set_rows(cache, first_row, n_rows, rows.data());
   });
 }
 
@@ -211,6 +195,7 @@ void image_fill(CacheTensor* cache, size_t offset, size_t size, uint8_t value) {
     cache->zero();
     return;
   }
+  state_settle(cache);
   write_range(cache, offset, size, [&](size_t, size_t bytes, char* where) { std::memset(where, value, bytes); });
 }
 
@@ -228,6 +213,8 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
   const bool has_exact_rows = src->n_exact() > 0 && (src_cell == 0 || dst_cell == 0);
   const bool is_moved = src_cell != dst_cell && dst->conditioner() != nullptr;  // means belong to their cells
   if (!is_within_streams || !is_whole_pages || is_moved || (has_exact_rows && src_cell != dst_cell)) return false;
+  state_settle(src);
+  state_settle(dst);
   // In this order, so that dst is written back before the host's side of both is dropped, should they be one tensor.
   const HostSide src_side(src, src_row, n_rows, HostSide::For::kReading);
   const HostSide dst_side(dst, dst_row, n_rows, HostSide::For::kWriting);

@@ -14,8 +14,9 @@ namespace kvt::plugin {
 void image_decode(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_fp16_t* dst, int part, int n_parts);
 void image_encode(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src, int part, int n_parts);
 
-// As image_encode, for rows that arrive, in the order in which they were written once: they become the newest rows too.
-void image_write(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src);
+// As image_encode, for a row that arrives, in the order in which they were written once: it becomes the newest one too. is_first: it is
+// one of the first of its sequence.
+void image_write(CacheTensor* cache, int64_t row, const ggml_fp16_t* src, bool is_first);
 
 // Bytes offset .. offset + size - 1 of the image, in any state.
 void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst);

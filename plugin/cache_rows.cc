@@ -70,7 +70,7 @@ void read_rows(CacheTensor* cache, int64_t stream, int64_t head, int64_t first_c
     const int64_t cell = first_cell + static_cast<int64_t>(i);
     const ggml_fp16_t* exact = cell < cache->n_exact() ? cache->exact_row(stream, head, cell) : nullptr;
     if (exact == nullptr && cache->recent() != nullptr) {
-      exact = cache->recent()->row_in_window(static_cast<size_t>(stream), static_cast<size_t>(head), static_cast<int32_t>(cell));
+      exact = cache->recent()->row(static_cast<size_t>(stream), static_cast<size_t>(head), static_cast<int32_t>(cell));
     }
     if (exact != nullptr) {
       host().ggml_fp16_to_fp32_row(exact, dst + i * d, cache->head_dim());

@@ -13,6 +13,8 @@
 
 namespace kvt::plugin {
 
+static_assert(RecentRows::kMostPinned <= KVT_MAX_EXACT);
+
 // ---- SET_ROWS
 
 bool can_set_rows(const ggml_tensor* node, const CacheTensor& cache) {
@@ -98,7 +100,15 @@ void plan_set_rows(SetRowsTask* task) {
     task->batch.rows[i].cell = static_cast<int32_t>(row % task->cache->n_cells());
   }
   if (!is_known) return recent->clear();
-  recent->plan_batch(&task->batch);
+  BatchSight sight;
+  const ggml_tensor* mask = task->mask;
+  if (mask != nullptr && n == static_cast<size_t>(task->n_queries * mask->ne[3])) {
+    sight = {static_cast<const char*>(mask->data), mask->nb[1], mask->ne[3] == 1 ? 0 : mask->nb[3], static_cast<size_t>(task->n_queries),
+             static_cast<size_t>(mask->ne[0])};
+  }
+  // A stream of its own begins with its sequence: those rows are kept as the first ones.
+  const bool is_shared = task->cache->n_rows() == task->cache->n_cells();
+  recent->plan_batch(&task->batch, sight, is_shared ? static_cast<size_t>(task->cache->n_exact()) : 0);
   task->has_batch = true;
 }
 
@@ -374,6 +384,7 @@ void begin_attend(AttendTask* task) {
   rows_of(0, sides[0].cache->head_dim(), &a->recent_k, &a->recent_k_head_stride, &a->recent_k_stream_stride);
   rows_of(1, sides[1].cache->head_dim(), &a->recent_v, &a->recent_v_head_stride, &a->recent_v_stream_stride);
   a->n_recent = static_cast<uint32_t>(n);
+  a->recent_pinned = static_cast<uint32_t>(lists[0].n_pinned);
   a->recent_window = static_cast<uint32_t>(sides[0].cache->recent()->window());
   a->recent_cells = task->recent_cells.data();
   a->recent_cells_stream_stride = n * sizeof(int32_t);
@@ -423,6 +434,8 @@ void run_image_decode(ggml_tensor*, int part, int n_parts, void* user_data) {
 
 void run_image_encode(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* task = static_cast<const ImageTask*>(user_data);
+  // Keys that were kept to be stored anew are not those that are in the cache now.
+  if (part == 0 && task->cache->conditioner() != nullptr) task->cache->conditioner()->freeze();
   const auto* rows = reinterpret_cast<const ggml_fp16_t*>(task->shared->scratch + task->scratch_offset);
   image_encode(task->cache, task->first_row, task->n_rows, rows, part, n_parts);
 }

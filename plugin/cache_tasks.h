@@ -27,6 +27,8 @@ struct SetRowsTask {
   int64_t first_row = 0;  // of the view that the node writes to
   RecentRows::Batch batch;  // the newest rows, if the cache keeps them
   bool has_batch = false;
+  const ggml_tensor* mask = nullptr;  // of the attention that reads them, if it is this graph's and its queries are these rows
+  int64_t n_queries = 0;              // of each stream
   // Keys, while their conditioning is being learnt: they are stored by run_store_kept, after a new estimate, rather than at once.
   bool awaits_learning = false;
   // The rows are stored in stages, first rows of all but the first stage here: a key whose cells have no mean yet waits until the rows

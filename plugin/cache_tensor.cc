@@ -13,6 +13,7 @@
 #include "graph_runner.h"
 #include "no_throw.h"
 #include "startup_report.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 
@@ -47,6 +48,7 @@ CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image, ggml_backend_bu
 }
 
 CacheTensor::~CacheTensor() {
+  state_drop(this);
   if (pages_ != nullptr) munmap(pages_, page_memory_bytes());
 }
 
@@ -105,7 +107,7 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
       }
     }
     state_ = State::kPages;
-    if (is_image_open_) image_write(this, 0, n_rows(), reinterpret_cast<const ggml_fp16_t*>(image_));
+    if (is_image_open_) image_set(this, 0, image_bytes(), image_);
   });
   if (!is_done) {
     drop_pages();
@@ -161,6 +163,7 @@ void CacheTensor::set_written() {
 
 void CacheTensor::zero() {
   if (is_on_gpu()) finish_all_graphs();
+  state_drop(this);
   if (pages_ != nullptr) drop_host_pages();
   if (conditioner_ != nullptr) conditioner_->reset();
   std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});

@@ -43,6 +43,8 @@ bool parse_cache_name(const char* name, kvt_side* side, int* layer);
 // The tensor that owns the memory of t: t itself or what it is a view of.
 inline const ggml_tensor* owner_of(const ggml_tensor* t) { return t->view_src != nullptr ? t->view_src : t; }
 
+struct WaitingKeys;  // state_rows.h
+
 class CacheTensor {
  public:
   enum class State { kUndecided, kPages, kRows };
@@ -88,6 +90,7 @@ class CacheTensor {
   DeviceCells* device() { return device_.get(); }            // kPages; else nullptr
   const DeviceCells* device() const { return device_.get(); }
   DeviceBlock* device_rows() { return device_rows_.get(); }  // kRows; else nullptr
+  HostSide*& host_side() { return host_side_; }              // the one that was made last
   char* host_pages() const { return pages_; }
   // Frees the host's copy of cells; their addresses remain.
   void drop_host_pages();
@@ -121,6 +124,11 @@ class CacheTensor {
   const RecentRows* recent() const { return recent_.get(); }
   // Rows written since the cache was empty; when to probe whether the codec fits them.
   ProbeSchedule& probe_schedule() { return probe_schedule_; }
+
+  // Restored keys that are not stored yet (state_rows.h); nullptr if there are none.
+  std::unique_ptr<WaitingKeys>& waiting_keys() { return waiting_keys_; }
+  // Rows restored since the last graph.
+  int64_t& n_restored() { return n_restored_; }
 
   // Everything becomes zero, and memory goes back to the system.
   void zero();
@@ -160,6 +168,9 @@ class CacheTensor {
   ProbeSchedule probe_schedule_;
   std::unique_ptr<DeviceCells> device_;
   std::unique_ptr<DeviceBlock> device_rows_;
+  HostSide* host_side_ = nullptr;
+  std::unique_ptr<WaitingKeys> waiting_keys_;
+  int64_t n_restored_ = 0;
 };
 
 }  // namespace kvt::plugin

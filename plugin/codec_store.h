@@ -17,6 +17,7 @@ struct CacheOptions {
   // Only for codecs other than f16:
   bool is_conditioned = true;  // KVTURBO_CONDITION=on|off: key mean and scale
   int n_exact = 4;             // KVTURBO_SINKS: first cells of each stream that are also kept exact, 0..64
+  bool has_codes_in_states = true;  // KVTURBO_STATE=codes|f16: whether saved states carry codes in the low bits of their values
   int n_recent = 48;           // KVTURBO_RECENT: newest tokens that a query attends exactly, 0..64
 
   kvt_codec_id codec_of_layer(int layer) const {

@@ -181,26 +181,43 @@ void DeviceCells::upload(CacheTensor* cache, int64_t first_row, int64_t n_rows) 
   }
   upload_conditioning(*cache);
   if (capacity_ == 0) return;
+  // The newest entries; a list on the host may be longer than the ring, and have gaps.
   const RecentList list = cache->recent()->list_of(nullptr);
   std::vector<uint32_t> next(n_streams_, 0);
+  std::vector<int32_t> cells(n_streams_ * capacity_, -1);
+  std::vector<uint16_t> rows(n_streams_ * n_heads_ * capacity_ * head_dim_, 0);
   ring_history_ = 0;
   for (size_t s = 0; s < n_streams_; ++s) {
-    for (size_t e = 0; e < capacity_; ++e) {
-      if (list.cells[s * capacity_ + e] >= 0) next[s] = static_cast<uint32_t>((e + 1) % capacity_);
-      ring_history_ = mix(ring_history_, static_cast<uint64_t>(list.cells[s * capacity_ + e]));
+    std::vector<size_t> entries;
+    for (size_t e = 0; e < list.n_entries; ++e) {
+      if (list.cells[s * list.n_entries + e] >= 0) entries.push_back(e);
+    }
+    if (entries.size() > capacity_) entries.erase(entries.begin(), entries.end() - static_cast<ptrdiff_t>(capacity_));
+    next[s] = static_cast<uint32_t>(entries.size() % capacity_);
+    for (size_t slot = 0; slot < entries.size(); ++slot) {
+      const int32_t cell = cells[s * capacity_ + slot] = list.cells[s * list.n_entries + entries[slot]];
+      ring_history_ = mix(ring_history_, (uint64_t{s} << 32 | slot) ^ mix(0, static_cast<uint64_t>(cell)));
+      for (size_t head = 0; head < n_heads_; ++head) {
+        std::copy_n(list.rows + ((s * n_heads_ + head) * list.n_entries + entries[slot]) * head_dim_, head_dim_,
+                    rows.data() + ((s * n_heads_ + head) * capacity_ + slot) * head_dim_);
+      }
     }
   }
-  block_->write(ring_cells_, n_streams_ * capacity_ * sizeof(int32_t), list.cells);
+  block_->write(ring_cells_, cells.size() * sizeof(int32_t), cells.data());
   block_->write(ring_next_, next.size() * sizeof(uint32_t), next.data());
-  block_->write(ring_, n_streams_ * n_heads_ * capacity_ * head_dim_ * sizeof(ggml_fp16_t), list.rows);
+  block_->write(ring_, rows.size() * sizeof(uint16_t), rows.data());
 }
 
 // ---- HostSide
 
 HostSide::HostSide(CacheTensor* cache, int64_t first_row, int64_t n_rows, For purpose)
-    : cache_(cache), first_row_(first_row), n_rows_(n_rows), purpose_(purpose) {
+    : cache_(cache), first_row_(first_row), n_rows_(n_rows), purpose_(purpose), outer_(cache->host_side()) {
   if (cache_->device() == nullptr) return;
   finish_all_graphs();
+  for (const HostSide* outer = outer_; outer != nullptr; outer = outer->outer_) {
+    if (outer->purpose_ == For::kWriting) cache_->device()->upload(cache_, outer->first_row_, outer->n_rows_);
+  }
+  cache_->host_side() = this;
   int64_t first = first_row_;
   if (purpose == For::kWriting && cache->conditioner() != nullptr && n_rows > 0) {
     // A mean that is begun is predicted from the run of cells before.
@@ -213,7 +230,8 @@ HostSide::HostSide(CacheTensor* cache, int64_t first_row, int64_t n_rows, For pu
 HostSide::~HostSide() {
   if (cache_->device() == nullptr) return;
   if (purpose_ == For::kWriting) cache_->device()->upload(cache_, first_row_, n_rows_);
-  cache_->drop_host_pages();
+  cache_->host_side() = outer_;
+  if (outer_ == nullptr) cache_->drop_host_pages();
 }
 
 }  // namespace kvt::plugin

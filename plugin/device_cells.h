@@ -88,7 +88,8 @@ class DeviceCells {
 };
 
 // The host's side of a range of cells, for as long as it lives: copied from the device at the beginning, and back at the end if
-// it is for writing. Nothing happens for a cache in host memory.
+// it is for writing. Another one may be made meanwhile, and ends before: it sees what was written. Nothing happens for a cache in host
+// memory.
 class HostSide {
  public:
   enum class For { kReading, kWriting };
@@ -101,6 +102,7 @@ class HostSide {
   CacheTensor* cache_;
   int64_t first_row_, n_rows_;
   For purpose_;
+  HostSide* outer_;
 };
 
 }  // namespace kvt::plugin

@@ -10,6 +10,7 @@
 #include "no_throw.h"
 #include "paged_nodes.h"
 #include "plugin_messages.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 namespace {
@@ -52,6 +53,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
   shared_.has_failed = shared_.has_run_out_of_memory = false;
   has_begun_ = false;
   if (graph->n_nodes == 0) return graph;
+  state_settle_all();
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
     conditioning_ = KeyConditioner::generation();
@@ -80,9 +82,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
 // What changes from step to step although the graph is the same: the newest rows.
 bool GraphPlan::begin_step() {
   size_t n_values[2] = {0, 0};
-  ++counters().graphs;
   for (SetRowsTask& task : set_rows_tasks_) {
-    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     plan_set_rows(&task);
     if (!task.has_batch) continue;
     size_t* most = &n_values[task.cache->side()];
@@ -98,10 +98,12 @@ bool GraphPlan::begin_step() {
   for (AttendTask& task : attend_tasks_) plan_attend(&task);
   // Nothing fails from here on, so the lists of the newest rows change together.
   has_begun_ = true;
+  ++counters().graphs;
   // The library's counters, which a step that failed may have left in the middle.
   if (shared_.attend_workspace != nullptr) std::memset(shared_.attend_workspace, 0, kAlignment);
   for (SetRowsTask& task : set_rows_tasks_) {
     task.batch.memory = batch_rows_[task.cache->side()].get();
+    metrics_count_rows(*task.cache, task.node->src[0]->ne[1]);
     begin_set_rows(&task);
   }
   for (AttendTask& task : attend_tasks_) {
@@ -157,8 +159,14 @@ void GraphPlan::add_node(ggml_tensor* node) {
       const KeyConditioner* conditioner = task.keys.cache->conditioner();
       task.teaches = conditioner != nullptr && conditioner->is_learning() && !awaits_learning(task.keys.cache);
       for (AttendTask::Side* side : {&task.keys, &task.values}) {
-        for (const SetRowsTask& rows : set_rows_tasks_) {
-          if (rows.cache == side->cache) side->new_rows = &rows;
+        for (SetRowsTask& rows : set_rows_tasks_) {
+          if (rows.cache != side->cache) continue;
+          side->new_rows = &rows;
+          // An input of the graph, so that it is there before the graph runs.
+          const ggml_tensor* mask = node->src[3];
+          const bool is_input = mask != nullptr && mask->op == host().op.none && mask->type == GGML_TYPE_F16 && mask->ne[2] == 1;
+          rows.mask = is_input && task.takes_recent ? mask : nullptr;
+          rows.n_queries = node->src[0]->ne[1];
         }
       }
       attend_tasks_.push_back(std::move(task));

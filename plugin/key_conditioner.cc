@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 
+#include "format/half.h"
 #include "kvturbo/kvturbo.h"
 
 namespace kvt::plugin {
@@ -52,6 +54,16 @@ void KeyConditioner::keep_row(const float* row, int64_t place) {
     places_.pop_back();
     throw;
   }
+}
+
+bool KeyConditioner::replace_row(const float* row, int64_t place) {
+  bool is_kept = false;
+  for (size_t i = 0; i < places_.size(); ++i) {
+    if (places_[i] != place) continue;
+    std::copy_n(row, n_heads_ * head_dim_, kept_.begin() + static_cast<ptrdiff_t>(i) * n_heads_ * head_dim_);
+    is_kept = true;
+  }
+  return is_kept;
 }
 
 void KeyConditioner::add_query(int64_t head, const float* query) {
@@ -146,11 +158,46 @@ void KeyConditioner::estimate(const float* rows, size_t n_all) {
       // Keys or queries that are zero or not finite teach nothing.
       const double s = is_finite ? std::clamp(scale[i] / typical, 1 / kLargestScale, kLargestScale) : 1.0;
       means[head * d + i] = is_finite ? static_cast<float>(mean[i]) : 0.0f;
-      scale_[head * d + i] = static_cast<float>(s);
+      scale_[head * d + i] = half_to_float(float_to_half(static_cast<float>(s)));  // so that a state holds it exactly
     }
   }
   means_.reset();
   means_.set_first(means.data());
+}
+
+std::vector<uint8_t> KeyConditioner::bytes_of(int64_t stream, int64_t cell) const {
+  std::vector<uint8_t> bytes;
+  const auto put = [&](uint32_t value, int n_bytes) {
+    for (int i = 0; i < n_bytes; ++i) bytes.push_back(static_cast<uint8_t>(value >> 8 * i));
+  };
+  for (int64_t head = 0; head < n_heads_; ++head) {
+    const int8_t* mean = means_.codes(stream, head, cell);
+    for (int64_t i = 0; i < head_dim_; ++i) put(static_cast<uint8_t>(mean[i]), 1);
+  }
+  for (int64_t head = 0; head < n_heads_; ++head) put(std::bit_cast<uint32_t>(means_.unit(stream, head, cell)), 4);
+  for (const float scale : scale_) put(float_to_half(scale), 2);
+  return bytes;
+}
+
+void KeyConditioner::adopt_scale(const std::vector<uint8_t>& bytes) {
+  reset();
+  const size_t begin = scale_.size() + 4 * static_cast<size_t>(n_heads_);
+  for (size_t i = 0; i < scale_.size() && !bytes.empty(); ++i) {
+    scale_[i] = half_to_float(static_cast<uint16_t>(bytes[begin + 2 * i] | bytes[begin + 2 * i + 1] << 8));
+  }
+  freeze();
+}
+
+bool KeyConditioner::adopt_mean(int64_t stream, int64_t cell, const std::vector<uint8_t>& bytes) {
+  const std::vector<uint8_t> present = bytes_of(stream, cell);
+  const size_t begin = scale_.size() + 4 * static_cast<size_t>(n_heads_);
+  if (!std::equal(present.begin() + static_cast<ptrdiff_t>(begin), present.end(), bytes.begin() + static_cast<ptrdiff_t>(begin))) return false;
+  for (int64_t head = 0; head < n_heads_; ++head) {
+    uint32_t unit = 0;
+    for (size_t i = 0; i < 4; ++i) unit |= uint32_t{bytes[scale_.size() + 4 * static_cast<size_t>(head) + i]} << 8 * i;
+    means_.set_codes(stream, head, cell, reinterpret_cast<const int8_t*>(bytes.data()) + head * head_dim_, std::bit_cast<float>(unit));
+  }
+  return true;
 }
 
 void KeyConditioner::apply(int64_t stream, int64_t head, const int64_t* cells, size_t n, float* keys) const {

@@ -30,6 +30,8 @@ class KeyConditioner {
   bool will_learn(size_t n_new) const;
   // Keeps a raw key row of all heads, [n_heads, head_dim], with its place in the cache: stream * n_cells + cell.
   void keep_row(const float* row, int64_t place);
+  // Puts a row in the place of one that is kept. False if none is kept for that place.
+  bool replace_row(const float* row, int64_t place);
   // The rows that are kept have been stored with the present estimate.
   void set_stored() { n_stored_ = places_.size(); }
   bool has_unstored() const { return n_stored_ < places_.size(); }
@@ -50,6 +52,13 @@ class KeyConditioner {
 
   KeyMeans& means() { return means_; }
   const KeyMeans& means() const { return means_; }
+
+  // The conditioning of a run of cells (KeyMeans::kCells) as states carry it (docs/format.md 9): mean and scale of all heads, to the bit.
+  std::vector<uint8_t> bytes_of(int64_t stream, int64_t cell) const;
+  // Of a cache without keys: takes over the scale in such bytes, and freezes. Empty: scale 1.
+  void adopt_scale(const std::vector<uint8_t>& bytes);
+  // The mean of a run of cells that has none. False: the bytes have another scale.
+  bool adopt_mean(int64_t stream, int64_t cell, const std::vector<uint8_t>& bytes);
 
   // Forgets everything: the cache is empty again.
   void reset();

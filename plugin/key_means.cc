@@ -59,6 +59,11 @@ void KeyMeans::predict(int64_t stream, int64_t head, int64_t cell, const RunAver
   set(stream, head, cell / kCells, mean);
 }
 
+void KeyMeans::set_codes(int64_t stream, int64_t head, int64_t cell, const int8_t* codes, float unit) {
+  std::copy_n(codes, head_dim_, codes_.data() + at(stream, head, cell / kCells) * head_dim_);
+  units_[static_cast<size_t>(at(stream, head, cell / kCells))] = std::isfinite(unit) && unit > 0 ? unit : 0.0f;
+}
+
 void KeyMeans::settle(int64_t stream, int64_t head, int64_t cell) {
   if (!is_new(stream, head, cell)) return;
   const int64_t run = cell / kCells;

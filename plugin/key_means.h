@@ -43,6 +43,8 @@ class KeyMeans {
   bool is_new(int64_t stream, int64_t cell) const { return is_new(stream, 0, cell); }
   // Sets the mean of cell's run from the run before it, if it has none.
   void predict(int64_t stream, int64_t head, int64_t cell, const RunAverages& before);
+  // The mean of cell's run, [head_dim], from a saved state.
+  void set_codes(int64_t stream, int64_t head, int64_t cell, const int8_t* codes, float unit);
   // Gives cell's run the mean of the nearest run before it, if it has none.
   void settle(int64_t stream, int64_t head, int64_t cell);
 

@@ -8,6 +8,7 @@
 
 #include "cache_buffer.h"
 #include "codec_store.h"
+#include "no_throw.h"
 #include "plugin_messages.h"
 
 namespace kvt::plugin {
@@ -130,10 +131,12 @@ void metrics_graph_done() {
   int64_t due = g_next_write_ns;
   // One thread of several contexts takes the turn.
   if (now < due || !g_next_write_ns.compare_exchange_strong(due, now + 1000000000)) return;
-  write_metrics();
+  completes(write_metrics);  // without memory for the text the next one will do
 }
 
-void metrics_at_exit() {
+namespace {
+
+void write_and_say() {
   const Counters& c = counters();
   if (c.graphs == 0) return;
   if (!g_options.metrics_path.empty()) write_metrics();
@@ -146,5 +149,9 @@ void metrics_at_exit() {
       number(static_cast<double>(g_largest.f16_bytes) / 1048576, "%.1f") + " (f16)" +
       (c.probe_warnings > 0 ? "; keys did not fit " + std::to_string(c.probe_warnings) + " times" : std::string()));
 }
+
+}  // namespace
+
+void metrics_at_exit() { completes(write_and_say); }
 
 }  // namespace kvt::plugin

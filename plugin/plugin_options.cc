@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kPrefix = "KVTURBO_";
 // Without the prefix. Those of the kvturbo program are in the environment of the hosts that it starts.
-constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LAYERS", "LOG", "METRICS", "RECENT", "REPORT", "SINKS"};
+constexpr const char* kVariables[] = {"CODEC", "CONDITION", "DEVICE", "ISA", "LAYERS", "LOG", "METRICS", "RECENT", "REPORT", "SINKS", "STATE"};
 constexpr const char* kProgramVariables[] = {"CACHE", "HOST", "MODEL", "PLUGIN"};
 
 size_t edit_distance(const std::string& a, const std::string& b) {
@@ -128,6 +128,13 @@ bool read_plugin_options(PluginOptions* options, std::string* error) {
     return false;
   }
   options->cache.is_conditioned = condition != "off";
+
+  const std::string state = value_of("KVTURBO_STATE");
+  if (!state.empty() && state != "codes" && state != "f16") {
+    *error = bad_value("KVTURBO_STATE", state, {"codes", "f16"});
+    return false;
+  }
+  options->cache.has_codes_in_states = state != "f16";
 
   if (!read_number("KVTURBO_SINKS", KVT_MAX_EXACT, &options->cache.n_exact, error)) return false;
   if (!read_number("KVTURBO_RECENT", KVT_MAX_RECENT, &options->cache.n_recent, error)) return false;

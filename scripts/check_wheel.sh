@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHON="$work/venv/bin/python"
 
 # All that pip needs is fetched here: what fails later is not the network.
 say "fetching packages (scikit-build-core, auditwheel, numpy, xllamacpp: 55 MB)"
-"$PYTHON" -m pip download --quiet --dest "$work/packages" "scikit-build-core>=0.10" auditwheel wheel numpy xllamacpp \
+"$PYTHON" -m pip download --quiet --dest "$work/packages" "scikit-build-core>=1.1" auditwheel wheel numpy "xllamacpp>=2026.10" \
   >"$work/download.log" 2>&1 || skip "pip cannot fetch the packages: $(tail -n 1 "$work/download.log")"
 export PIP_NO_INDEX=1 PIP_FIND_LINKS="$work/packages"
 

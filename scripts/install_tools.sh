@@ -25,6 +25,7 @@ if [ "${1:-}" = --check ]; then
     "header:benchmark/benchmark.h libbenchmark-dev"
     "command:curl curl"
     "command:pgrep procps"
+    "command:ccache ccache"
   )
 fi
 

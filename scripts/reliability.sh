@@ -12,6 +12,7 @@ source scripts/cache_folder.sh
 
 #     name          minutes  quick seconds (0: not in --quick)  what
 parts=(
+  "sequences        20       0     sequences and saved states with all codecs; what context shifts cost"
   "drafts           20       40    speculative decoding: a draft model, n-grams, rollback"
   "faults           15       25    an end under load, a full disk, torn files, a small address space"
   "rpc              15        0    layers split over two RPC servers; one of them dies"

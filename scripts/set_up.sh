@@ -15,6 +15,12 @@ step() {
   say "[$step_number/$steps_total] $1  ($(elapsed))"
 }
 
+# Compiled files are kept between clones, if ccache is there; a clone has a path of its own, which must not count.
+if command -v ccache >/dev/null; then
+  export CCACHE_DIR="$kvturbo_cache/ccache" CCACHE_BASEDIR="$PWD" CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=1G
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
+fi
+
 # build_release TARGET[,TARGET...] CMAKE_OPTION...: a release build in build/
 build_release() {
   local targets

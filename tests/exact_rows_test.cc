@@ -21,7 +21,7 @@ struct Case {
   kvt_codec_id codec = KVT_CODEC_K4V3;
   uint32_t d_k = 64, d_v = 64;
   uint32_t n_streams = 1, n_kv_heads = 2, n_group = 3, n_queries = 1, n_cells = 200;
-  uint32_t n_exact = 4, n_recent = 40, window = 16;
+  uint32_t n_exact = 4, n_recent = 40, window = 16, n_pinned = 0;
   bool has_mask = true, has_head_masks = false, is_conditioned = false;
   float softcap = 0;
   uint32_t n_threads = 1;
@@ -180,6 +180,7 @@ class Problem {
     a.exact_v_stream_stride = c_.n_kv_heads * a.exact_v_head_stride;
     a.n_recent = c_.n_recent;
     a.recent_window = c_.window;
+    a.recent_pinned = c_.n_pinned;
     a.recent_own = c_.n_recent >= c_.n_queries ? c_.n_recent - c_.n_queries : 0;
     a.recent_cells = entries_.data();
     a.recent_cells_stream_stride = c_.n_recent * sizeof(int32_t);
@@ -203,12 +204,17 @@ class Problem {
     // Entry of each cell that this query attends through the list of the newest, -1 for the others.
     std::vector<int> entry(c_.n_cells, -1);
     uint32_t n_taken = 0;
-    for (uint32_t e = std::min(args_.recent_own + static_cast<uint32_t>(query) + 1, c_.n_recent); e-- > 0 && n_taken < c_.window;) {
+    const auto take = [&](uint32_t e) {
       const int32_t cell = entries_[s * c_.n_recent + e];
-      if (cell < static_cast<int32_t>(c_.n_exact) || cell >= static_cast<int32_t>(c_.n_cells)) continue;
-      if (!is_seen(s, query, head, static_cast<size_t>(cell))) continue;
+      if (cell < static_cast<int32_t>(c_.n_exact) || cell >= static_cast<int32_t>(c_.n_cells)) return 0u;
+      if (!is_seen(s, query, head, static_cast<size_t>(cell))) return 0u;
       entry[static_cast<size_t>(cell)] = static_cast<int>(e);
-      ++n_taken;
+      return 1u;
+    };
+    const uint32_t n_pinned = std::min(c_.n_pinned, c_.n_recent);
+    for (uint32_t e = 0; e < n_pinned; ++e) take(e);
+    for (uint32_t e = std::min(args_.recent_own + static_cast<uint32_t>(query) + 1, c_.n_recent); e-- > n_pinned && n_taken < c_.window;) {
+      n_taken += take(e);
     }
     const auto value_of = [&](const std::vector<float>& codes, const std::vector<uint16_t>& exact, const std::vector<uint16_t>& recent,
                               uint32_t d, size_t cell, size_t i) {
@@ -296,8 +302,9 @@ TEST_F(ExactRows, WindowsAndLists) {
   for (const uint32_t window : {1u, 15u, 64u})
     for (const uint32_t n_recent : {1u, 30u, 64u, 150u})
       for (const uint32_t n_exact : {0u, 1u, 64u})
-        EXPECT_LE(error_of({.n_cells = 300, .n_exact = n_exact, .n_recent = n_recent, .window = window}), 0.03)
-            << window << " " << n_recent << " " << n_exact;
+        for (const uint32_t n_pinned : {0u, 5u, 64u})
+          EXPECT_LE(error_of({.n_cells = 300, .n_exact = n_exact, .n_recent = n_recent, .window = window, .n_pinned = n_pinned}), 0.03)
+              << window << " " << n_recent << " " << n_exact << " " << n_pinned;
 }
 
 // From one query to several blocks of query rows, masks for queries or for heads, and threads that share a unit.
@@ -343,6 +350,7 @@ TEST_F(ExactRows, BadArguments) {
   EXPECT_EQ(status([](kvt_attention&) {}), KVT_OK);
   EXPECT_EQ(status([](kvt_attention& a) { a.recent_window = 0; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](kvt_attention& a) { a.recent_window = KVT_MAX_RECENT + 1; }), KVT_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(status([](kvt_attention& a) { a.recent_pinned = KVT_MAX_EXACT + 1; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](kvt_attention& a) { a.recent_cells = nullptr; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](kvt_attention& a) { a.recent_k = nullptr; }), KVT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(status([](kvt_attention& a) { a.exact_v = nullptr; }), KVT_ERROR_INVALID_ARGUMENT);

@@ -68,7 +68,7 @@ tokens="$(value "$metrics" kvturbo_tokens_total)"
 expect_same "$(value "$metrics" kvturbo_rows_encoded_total)" $((tokens * 60)) "rows"
 expect_below 41 "$tokens" "41 tokens"
 expect_same "$(value "$metrics" kvturbo_probe_warnings_total)" 0 "warnings"
-expect_log "^kvturbo: at exit: $tokens tokens in [0-9]+ graphs, [0-9.]+ s attending, [0-9.]+ s encoding; 1440 pages and 10800 exact rows, 4\.0 MiB instead of 11\.2 \(f16\)$"
+expect_log "^kvturbo: at exit: $tokens tokens in [0-9]+ graphs, [0-9.]+ s attending, [0-9.]+ s encoding; 1440 pages and 10440 exact rows, 3\.9 MiB instead of 11\.2 \(f16\)$"
 [ "$(find "$work" -name 'metrics.prom*' | wc -l)" -eq 1 ] || complain "temporary files are left"
 
 # A place that cannot be written: said once. Quiet: no line at the end.

@@ -39,9 +39,8 @@ foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
       ENVIRONMENT "TEST_GGML_DIR=${folder};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=${codec};KVTURBO_CONDITION=off;KVTURBO_SINKS=0")
   endforeach()
 endforeach()
-# With conditioning and exact rows, as by default. A cache restored into another one learns its own conditioning, so that its keys are
-# rounded once more: not the test of that.
-add_test(NAME plugin.graph.conditioned COMMAND plugin_graph_test --gtest_filter=-*SaveRestoreContinues*)
+# With conditioning and exact rows, as by default.
+add_test(NAME plugin.graph.conditioned COMMAND plugin_graph_test)
 set_tests_properties(plugin.graph.conditioned PROPERTIES
   SKIP_RETURN_CODE 77
   TIMEOUT 120
@@ -84,6 +83,26 @@ foreach(name bad_input memory metrics plumbing server)
     ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR};TEST_DEQUANTIZE=$<TARGET_FILE:plugin_dequantize>")
 endforeach()
 
+# Sequences and states, through the host's libllama.
+if(EXISTS ${KVTURBO_HOST_BIN}/libllama.so AND EXISTS ${KVTURBO_GGML_SOURCE}/../include/llama.h)
+  add_executable(plugin_sequences_test ${CMAKE_CURRENT_LIST_DIR}/plugin_sequences_test.cc)
+  target_include_directories(plugin_sequences_test SYSTEM PRIVATE ${KVTURBO_GGML_SOURCE}/../include ${KVTURBO_GGML_SOURCE}/include)
+  target_link_libraries(plugin_sequences_test PRIVATE kvturbo_warnings GTest::gtest_main ${KVTURBO_HOST_BIN}/libllama.so
+    ${KVTURBO_HOST_BIN}/libggml.so ${KVTURBO_HOST_BIN}/libggml-base.so)
+  set_target_properties(plugin_sequences_test PROPERTIES BUILD_RPATH ${KVTURBO_HOST_BIN})
+  add_dependencies(plugin_sequences_test ggml-kvturbo)
+  set(f16_model ${CMAKE_CURRENT_BINARY_DIR}/f16_weights.gguf)
+  add_test(NAME plugin.f16_weights COMMAND plugin_dequantize ${KVTURBO_HOST_BIN} ${KVTURBO_TEST_MODEL} ${f16_model})
+  set_tests_properties(plugin.f16_weights PROPERTIES FIXTURES_SETUP f16_weights)
+  foreach(codec f16 k4v3)
+    # One cache for all sequences, as llama-server has it; caches by stream and the other codecs: scripts/reliability.sh.
+    add_test(NAME plugin.sequences.${codec} COMMAND plugin_sequences_test --gtest_filter=*Unified)
+    set_tests_properties(plugin.sequences.${codec} PROPERTIES
+      TIMEOUT 300
+      FIXTURES_REQUIRED f16_weights
+      ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_MODEL=${f16_model};TEST_SOURCE=${PROJECT_SOURCE_DIR};OMP_WAIT_POLICY=passive;GOMP_SPINCOUNT=0;KVTURBO_LOG=quiet;KVTURBO_CODEC=${codec}")
+  endforeach()
+endif()
 # The short forms of what docs/reliability.md lists.
 add_test(NAME reliability.quick COMMAND ${PROJECT_SOURCE_DIR}/scripts/reliability.sh --quick)
 set_tests_properties(reliability.quick PROPERTIES

@@ -3,10 +3,10 @@
 set(KVT_TEST_ISAS scalar avx2 avxvnni avx512 neon)
 find_package(Threads REQUIRED)
 
-foreach(name golden distortion attention exact_rows guard_page api engine_encode)
+foreach(name golden distortion attention exact_rows guard_page api engine_encode integer_scores state_row)
   add_executable(${name}_test ${CMAKE_CURRENT_LIST_DIR}/${name}_test.cc)
   target_compile_features(${name}_test PRIVATE cxx_std_20)
-  if(name STREQUAL "engine_encode")  # internal interfaces
+  if(name MATCHES "engine_encode|integer_scores|state_row")  # internal interfaces
     target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/src)
   endif()
   target_compile_definitions(${name}_test PRIVATE KVT_TEST_DATA="${CMAKE_CURRENT_LIST_DIR}")

@@ -245,6 +245,8 @@ typedef struct kvt_attention {
   size_t recent_k_head_stride, recent_k_stream_stride;
   const uint16_t* recent_v;
   size_t recent_v_head_stride, recent_v_stream_stride;
+  /* The first recent_pinned (at most KVT_MAX_EXACT) entries are attended exactly by every query that sees them, and count for no window. */
+  uint32_t recent_pinned;
 } kvt_attention;
 
 /* Workspace for n_threads threads. 0 on invalid arguments. */

@@ -580,6 +580,8 @@ void CudaPlan::add_generic(ggml_tensor* node) {
     is_capturable_ = false;
   }
   CacheTensor* written = paged_cache_of(node);
+  // Keys that were kept to be stored anew are not those that will be in the cache.
+  if (written != nullptr && written->conditioner() != nullptr) written->conditioner()->freeze();
   Places places;
   int before = -1;  // what the written rows were
   for (const auto& [cache, range] : ranges) {

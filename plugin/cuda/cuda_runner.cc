@@ -11,6 +11,7 @@
 #include "no_throw.h"
 #include "plugin_messages.h"
 #include "startup_report.h"
+#include "state_rows.h"
 
 namespace kvt::plugin {
 namespace {
@@ -32,8 +33,9 @@ class CudaRunner : public GraphRunner {
   }
 
   enum ggml_status compute(ggml_cgraph* graph) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
     if (graph->n_nodes == 0) return GGML_STATUS_SUCCESS;
+    state_settle_all();  // calls finish, if rows were restored
+    const std::lock_guard<std::mutex> lock(mutex_);
     stream_->make_current();
     finish_locked();
     if (!plan_.is_reusable(graph)) {

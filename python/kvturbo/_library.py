@@ -83,6 +83,7 @@ class AttentionStruct(Structure):
         ("recent_v", c_void_p),
         ("recent_v_head_stride", c_size_t),
         ("recent_v_stream_stride", c_size_t),
+        ("recent_pinned", c_uint32),
     ]
 
 

@@ -38,8 +38,10 @@ _FLAGS: list[tuple[tuple[str, ...], str, Any]] = [
 ]
 _SWITCHES: list[tuple[tuple[str, ...], str, bool]] = [
     (("--metrics",), "endpoint_metrics", True),
+    (("--slots",), "endpoint_slots", True),
     (("--no-slots",), "endpoint_slots", False),
     (("--no-warmup",), "warmup", False),
+    (("--jinja",), "use_jinja", True),
     (("--no-jinja",), "use_jinja", False),
     (("--context-shift",), "ctx_shift", True),
 ]
@@ -49,6 +51,13 @@ def fail(message: str) -> NoReturn:
     print(f"{_NAME}: {message}", file=sys.stderr, flush=True)
     # Not sys.exit: the threads of a server that did not start would be waited for.
     os._exit(1)
+
+
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{number} is not between 0 and 65535")
+    return number
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,12 +72,12 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--list-devices", action="store_true", help="ggml's devices, with the plug-in's")
     parser.add_argument("-m", "--model", help="GGUF file")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--port", type=port, default=8080)
     parser.add_argument("-dev", "--device", default=os.environ.get("LLAMA_ARG_DEVICE"), help="KVTURBO0, or nothing")
     parser.add_argument("-a", "--alias")
     parser.add_argument("--api-key", action="append", default=[])
     for names, field, kind in _FLAGS:
-        parser.add_argument(*names, dest=field, type=kind)
+        parser.add_argument(*names, dest=field, type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind])
     for names, field, value in _SWITCHES:
         parser.add_argument(*names, dest=field, action="store_const", const=value)
     return parser.parse_args(arguments)
@@ -101,12 +110,7 @@ def set_field(params: Any, path: str, value: Any) -> None:
     setattr(params, name, value)
 
 
-def serve(xllamacpp: Any, flags: argparse.Namespace) -> int:
-    if not flags.model:
-        fail("no model: give a GGUF file with -m")
-    devices = [device["name"] for device in xllamacpp.get_device_info()]
-    if flags.device and flags.device not in devices:
-        fail(f"device {flags.device}: there are {', '.join(devices)}")
+def make_params(xllamacpp: Any, flags: argparse.Namespace) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = flags.model
     params.hostnames = [flags.host]
@@ -118,6 +122,22 @@ def serve(xllamacpp: Any, flags: argparse.Namespace) -> int:
         value = getattr(flags, path)
         if value is not None:
             set_field(params, path, value)
+    return params
+
+
+def serve(xllamacpp: Any, flags: argparse.Namespace) -> int:
+    if not flags.model:
+        fail("no model: give a GGUF file with -m")
+    ignored = sorted(name for name in os.environ if name.startswith("LLAMA_ARG_") and name != "LLAMA_ARG_DEVICE")
+    if ignored:
+        fail(f"{', '.join(ignored)}: xllamacpp's server reads no variables: unset them and give flags, or put a llama-server in PATH")
+    devices = [device["name"] for device in xllamacpp.get_device_info()]
+    if flags.device and flags.device not in devices:
+        fail(f"device {flags.device}: there are {', '.join(devices)}")
+    try:
+        params = make_params(xllamacpp, flags)
+    except AttributeError as error:
+        fail(f"this xllamacpp is of another age ({error}): pip install --upgrade xllamacpp")
     # The server's threads inherit the mask, so that the signals wait for sigwait below.
     stop_signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)

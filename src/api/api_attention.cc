@@ -23,7 +23,7 @@ bool is_valid(const kvt_codec* codec, const kvt_attention* a) {
   if (a->n_exact > KVT_MAX_EXACT || (a->n_exact > 0 && (a->exact_k == nullptr || a->exact_v == nullptr))) return false;
   if (a->n_recent > 0) {
     if (a->recent_cells == nullptr || a->recent_k == nullptr || a->recent_v == nullptr) return false;
-    if (a->recent_window == 0 || a->recent_window > KVT_MAX_RECENT || a->n_recent > INT32_MAX) return false;
+    if (a->recent_window == 0 || a->recent_window > KVT_MAX_RECENT || a->recent_pinned > KVT_MAX_EXACT || a->n_recent > INT32_MAX) return false;
   }
   const uint64_t blocks = uint64_t{a->n_streams} * a->n_kv_heads * a->n_queries;
   return blocks <= UINT32_MAX / 2;

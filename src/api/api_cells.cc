@@ -1,5 +1,6 @@
 // Rows <-> cells, and validation of foreign pages.
 #include <cmath>
+#include <cstring>
 
 #include "api/codec_object.h"
 #include "api/engine_encode.h"
@@ -37,6 +38,26 @@ void kvt_internal::encode_unchecked(const kvt_codec* codec, kvt_side side, const
     uint8_t* page = static_cast<uint8_t*>(pages) + cell / kvt::kPageTokens * page_stride;
     codec->kernels->encode_row(layout, src + i * src_stride, page, static_cast<unsigned>(cell % kvt::kPageTokens));
   }
+}
+
+void kvt_internal::read_cell(const kvt_codec* codec, kvt_side side, const void* pages, size_t page_stride, int64_t cell, uint8_t* codes,
+                             uint16_t* norms) {
+  const kvt::SideLayout& layout = codec->layout(side);
+  const auto* page = static_cast<const uint8_t*>(pages) + static_cast<size_t>(cell) / kvt::kPageTokens * page_stride;
+  const auto slot = static_cast<unsigned>(cell % kvt::kPageTokens);
+  kvt::reference::read_codes(layout, page, slot, codes);
+  std::memcpy(norms, page + layout.norm_offset + 2 * size_t{slot}, 2);
+  if (layout.has_residual) std::memcpy(norms + 1, page + layout.residual_offset + 2 * size_t{slot}, 2);
+}
+
+void kvt_internal::write_cell(const kvt_codec* codec, kvt_side side, void* pages, size_t page_stride, int64_t cell, const uint8_t* codes,
+                              const uint16_t* norms) {
+  const kvt::SideLayout& layout = codec->layout(side);
+  auto* page = static_cast<uint8_t*>(pages) + static_cast<size_t>(cell) / kvt::kPageTokens * page_stride;
+  const auto slot = static_cast<unsigned>(cell % kvt::kPageTokens);
+  kvt::reference::write_codes(layout, codes, page, slot);
+  std::memcpy(page + layout.norm_offset + 2 * size_t{slot}, norms, 2);
+  if (layout.has_residual) std::memcpy(page + layout.residual_offset + 2 * size_t{slot}, norms + 1, 2);
 }
 
 extern "C" {

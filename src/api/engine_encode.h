@@ -11,6 +11,12 @@ namespace kvt_internal {
 void encode_unchecked(const kvt_codec* codec, kvt_side side, const float* src, size_t src_stride, size_t n_rows,
                       const int64_t* cells, void* pages, size_t page_stride);
 
+// The codes [head_dim] and norms of one cell, as read_codes has them (norms: the norm, then the residual if the codec has one). pages:
+// the first page. Written codes must be valid ones; norms may be any.
+void read_cell(const kvt_codec* codec, kvt_side side, const void* pages, size_t page_stride, int64_t cell, uint8_t* codes, uint16_t* norms);
+void write_cell(const kvt_codec* codec, kvt_side side, void* pages, size_t page_stride, int64_t cell, const uint8_t* codes,
+                const uint16_t* norms);
+
 // fp32 <-> fp16 bits, rounded to nearest even; n: a multiple of 16.
 void floats_to_halves(const kvt_codec* codec, const float* from, size_t n, uint16_t* to);
 void halves_to_floats(const kvt_codec* codec, const uint16_t* from, size_t n, float* to);

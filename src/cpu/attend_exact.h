@@ -58,7 +58,7 @@ class ExactCells {
       for (unsigned t = 0; t < kPageTokens; ++t) to[t] = kMinusInfinity;
       for (unsigned cell = first; cell < n_first() && cell < first + kPageTokens; ++cell) to[cell - first] = value_at(m, cell);
       for (unsigned i = 0; i < window_.count[m]; ++i) {
-        const unsigned t = n_first() + window_.entry[size_t{m} * KVT_MAX_RECENT + i] - begin_ - first;
+        const unsigned t = n_first() + window_.entry[size_t{m} * WindowScratch::kMost + i] - begin_ - first;
         if (t < kPageTokens) to[t] = value_at(m, cell_at(m, i));
       }
     }
@@ -68,7 +68,7 @@ class ExactCells {
   static constexpr uint16_t kHalfMinusInfinity = 0xfc00;
 
   unsigned cell_at(unsigned m, unsigned i) const {
-    return static_cast<unsigned>(b_.recent_cells[window_.entry[size_t{m} * KVT_MAX_RECENT + i]]);
+    return static_cast<unsigned>(b_.recent_cells[window_.entry[size_t{m} * WindowScratch::kMost + i]]);
   }
   unsigned n_first() const { return b_.n_exact < b_.n_cells ? b_.n_exact : b_.n_cells; }
   float value_at(unsigned m, unsigned cell) const { return b_.mask != nullptr ? half_to_float(mask_at(m, cell)) : 0.0f; }
@@ -85,17 +85,20 @@ class ExactCells {
     const unsigned query = b_.mask_head_stride != 0 ? m / b_.n_group : m;
     unsigned e = b_.recent_own + query + 1, count = 0;
     if (e > b_.n_recent) e = b_.n_recent;
-    uint32_t* entry = window_.entry + size_t{m} * KVT_MAX_RECENT;
-    while (e-- > 0 && count < b_.recent_window) {
-      const int64_t cell = b_.recent_cells[e];
-      if (cell < b_.n_exact || cell >= b_.n_cells) continue;  // -1, no entry, too
-      if (b_.mask != nullptr && mask_at(m, static_cast<unsigned>(cell)) == kHalfMinusInfinity) continue;
-      entry[count++] = e;
-      mark_page(static_cast<unsigned>(cell));
-      if (e < begin_) begin_ = e;
-      if (e >= end_) end_ = e + 1;
-    }
+    while (e-- > b_.recent_pinned && count < b_.recent_window) count += take(m, e, count);
+    for (e = 0; e < b_.recent_pinned; ++e) count += take(m, e, count);
     return count;
+  }
+  // Entry e becomes number `count` of a mask row's, unless that does not see it. Returns whether it did.
+  bool take(unsigned m, unsigned e, unsigned count) {
+    const int64_t cell = b_.recent_cells[e];
+    if (cell < b_.n_exact || cell >= b_.n_cells) return false;  // -1, no entry, too
+    if (b_.mask != nullptr && mask_at(m, static_cast<unsigned>(cell)) == kHalfMinusInfinity) return false;
+    window_.entry[size_t{m} * WindowScratch::kMost + count] = e;
+    mark_page(static_cast<unsigned>(cell));
+    if (e < begin_) begin_ = e;
+    if (e >= end_) end_ = e + 1;
+    return true;
   }
 
   const AttendBlock& b_;

@@ -180,6 +180,32 @@ void add_values(const AttendBlock& b, const CodeScratch& code, const PageWeights
   }
 }
 
+// Integer scores of up to four rows with the keys of a page, as attend_codes takes them.
+template <class Isa>
+void dot_block(const SideLayout& key, const CodeScratch& code, const uint8_t* page, const uint8_t* planes, bool direct, const int8_t* query,
+               const int8_t* sketch_query, unsigned n_rows) {
+  if (direct) {
+    Isa::dot_page(key, code.key_levels, planes, query, sketch_query, n_rows, code.sum, code.sum + 4 * 64);
+    return;
+  }
+  // Bytes are levels in the order of the scratch: nothing to unpack.
+  Isa::dot_keys(key.code_bits == 8 ? page : code.key, query, n_rows, key.head_dim, code.sum);
+  if (key.has_residual) Isa::dot_signs(code.sign, sketch_query, n_rows, key.head_dim, code.sum + 4 * 64);
+}
+
+template <class Isa>
+void sum_keys(const SideLayout& key, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+              bool decodes_in_registers, uint8_t* scratch, int32_t* sums) {
+  ScratchArena arena(scratch);
+  const CodeScratch code(arena, key.head_dim, key.head_dim);
+  fill_levels(*key.table, 3, kLevelOffset, code.key_levels);
+  const bool direct = decodes_in_registers && n_rows <= Isa::kDirectRows && key.code_bits != 8;
+  const uint8_t* planes = readable_keys<Isa>(key, page, code.key_planes);
+  if (!direct && key.code_bits != 8) Isa::unpack_keys(key, code.key_levels, planes, code.key, code.sign);
+  dot_block<Isa>(key, code, page, planes, direct, query, sketch_query, n_rows);
+  std::memcpy(sums, code.sum, 2 * 4 * 64 * sizeof(int32_t));
+}
+
 template <class Isa>
 void attend_codes(const AttendBlock& b) {
   ScratchArena arena(b.scratch);
@@ -214,19 +240,13 @@ void attend_codes(const AttendBlock& b) {
     if (b.key->has_residual) Isa::halves_to_floats(k_page + b.key->residual_offset, kPageTokens, soft.residual);
     Isa::halves_to_floats(v_page + b.value->norm_offset, kPageTokens, soft.value_norm);
     // Few rows decode in registers on the way into the products; many rows share one unpacking to scratch.
-    // Bytes are levels in the order of the scratch: nothing to unpack.
     const bool bytes = b.key->code_bits == 8, direct = rows <= Isa::kDirectRows && !bytes;
-    const uint8_t *planes = readable_keys<Isa>(*b.key, k_page, code.key_planes), *key = bytes ? k_page : code.key;
+    const uint8_t* planes = readable_keys<Isa>(*b.key, k_page, code.key_planes);
     if (!direct && !bytes) Isa::unpack_keys(*b.key, code.key_levels, planes, code.key, code.sign);
     for (unsigned row = 0; row < rows; row += 4) {
       const unsigned block = rows - row < 4 ? rows - row : 4;
       const int8_t *query = code.query + size_t{row} * d_k, *sketch_query = code.sketch_query + size_t{row} * d_k;
-      if (direct) {
-        Isa::dot_page(*b.key, code.key_levels, planes, query, sketch_query, block, code.sum, code.sum + 4 * 64);
-      } else {
-        Isa::dot_keys(key, query, block, d_k, code.sum);
-        if (b.key->has_residual) Isa::dot_signs(code.sign, sketch_query, block, d_k, code.sum + 4 * 64);
-      }
+      dot_block<Isa>(*b.key, code, k_page, planes, direct, query, sketch_query, block);
       float new_max[4];
       for (unsigned i = 0; i < block; ++i) {
         const unsigned r = row + i;
@@ -271,7 +291,7 @@ void finish_row(const SideLayout& value, float* acc, float denominator, float* o
 
 template <class Isa>
 constexpr KernelTable make_table(const char* name) {
-  return {name, Isa::encode_row, Isa::floats_to_halves, Isa::halves_to_floats, attend<Isa>, finish_row<Isa>};
+  return {name, Isa::encode_row, Isa::floats_to_halves, Isa::halves_to_floats, attend<Isa>, sum_keys<Isa>, finish_row<Isa>};
 }
 
 }  // namespace

@@ -97,11 +97,12 @@ struct HalfScratch {
 
 // Which of the newest cells each mask row attends exactly.
 struct WindowScratch {
-  uint32_t* entry;  // [kMaxRows][KVT_MAX_RECENT] indices into recent_cells, newest first
+  static constexpr unsigned kMost = KVT_MAX_RECENT + KVT_MAX_EXACT;
+  uint32_t* entry;  // [kMaxRows][kMost] indices into recent_cells: newest first, then the pinned ones
   uint32_t* count;  // [kMaxRows]
 
   explicit WindowScratch(ScratchArena& arena)
-      : entry(arena.take<uint32_t>(size_t{kMaxRows} * KVT_MAX_RECENT)), count(arena.take<uint32_t>(kMaxRows)) {}
+      : entry(arena.take<uint32_t>(size_t{kMaxRows} * kMost)), count(arena.take<uint32_t>(kMaxRows)) {}
 };
 
 inline constexpr int kLevelOffset = 64;  // makes levels unsigned for the u8 x s8 products

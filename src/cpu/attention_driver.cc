@@ -119,6 +119,7 @@ void run_unit(const AttentionCall& call, const Unit& unit, unsigned first_page, 
   if (a.n_recent > 0) {
     block.n_recent = a.n_recent;
     block.recent_window = a.recent_window;
+    block.recent_pinned = std::min(a.recent_pinned, a.n_recent);
     block.recent_own = std::min(a.recent_own, a.n_recent - 1) + unit.first_query;
     block.recent_cells = at<int32_t>(a.recent_cells, unit.stream * a.recent_cells_stream_stride);
     block.recent_k = at<uint8_t>(a.recent_k, unit.stream * a.recent_k_stream_stride + unit.head * a.recent_k_head_stride);

@@ -44,7 +44,7 @@ struct AttendBlock {
   unsigned n_exact;
   const uint8_t* exact_k;  // [n_exact][head_dim_k] fp16
   const uint8_t* exact_v;  // [n_exact][head_dim_v] fp16
-  unsigned n_recent, recent_window, recent_own;  // recent_own: entry of the block's first query
+  unsigned n_recent, recent_window, recent_pinned, recent_own;  // recent_own: entry of the block's first query
   const int32_t* recent_cells;
   const uint8_t* recent_k;  // [n_recent][head_dim_k] fp16
   const uint8_t* recent_v;
@@ -69,6 +69,11 @@ struct KernelTable {
   void (*halves_to_floats)(const uint8_t* from, size_t n, float* to);
   // Fills the state of a block.
   void (*attend)(const AttendBlock& block);
+  // What attend's scores are made of, for tests: sums[row][token] of (level + kLevelOffset) * query over a page of keys, and in the second
+  // half of sketch signs, if the codec has them, times sketch_query. At most 4 rows [n_rows][head_dim]; sums: [2][4][64].
+  // decodes_in_registers: as for few rows, without the scratch that many rows share; ignored where there is no such way.
+  void (*sum_keys)(const SideLayout& key, const uint8_t* page, const int8_t* query, const int8_t* sketch_query, unsigned n_rows,
+                   bool decodes_in_registers, uint8_t* scratch, int32_t* sums);
   // out[head_dim] <- (1 / denominator) * R^T acc, scaled to values; acc is overwritten.
   void (*finish_row)(const SideLayout& value, float* acc, float denominator, float* out);
 };

@@ -3,6 +3,7 @@
 Environment, as for the shell tests (tests/plugin_support.sh): TEST_PLUGIN, TEST_HOST_BIN, TEST_MODEL, TEST_SOURCE.
 """
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -51,6 +52,11 @@ def free_port():
         return s.getsockname()[1]
 
 
+def end_with_parent():
+    """In a child, before its program: it is killed when we end, however that is."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Server:
     """llama-server on a free port; `with Server(...) as s`. Its log is in s.log()."""
 
@@ -60,7 +66,7 @@ class Server:
         command = [*prefix, program("llama-server"), "-m", model, "--host", "127.0.0.1", "--port", str(self.port), "-t", str(threads),
                    "--temp", "0", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log_file, stderr=self.log_file, cwd=cwd,
-                                        env=environment(codec, **(env or {})))
+                                        env=environment(codec, **(env or {})), preexec_fn=end_with_parent)
         if wait and not self.wait_ready():
             text = self.log()
             self.stop()

@@ -1,7 +1,7 @@
 """llama-server with 8 slots under a mixed load: prompts of 16 tokens to nearly a slot, streamed, whole and cancelled requests. Every answer is
 compared with that of the same server when it has nothing else to do; memory must not grow; throughput and latencies stand beside stock's.
 
-  load_test.py [--quick] [--seconds N] [--context TOKENS_OF_A_SLOT]
+  load_test.py [--quick] [--seconds N] [--context TOKENS_OF_A_SLOT] [--codecs stock,k4v3]
 
 Several requests share a batch, so the host cuts its sums otherwise than for one, stock as well as with the plug-in: a token that differs is
 excused where the two best tokens were closer than TOSS_UP_STOCK (drafts_test.py), and what follows it is not compared. The largest margin
@@ -158,6 +158,7 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=int)
     parser.add_argument("--context", type=int, help="tokens of a slot")
+    parser.add_argument("--codecs", default="stock,k4v3", help="servers to measure, one after another")
     options = parser.parse_args()
     seconds = options.seconds or (15 if options.quick else 1200)
     context = options.context or (512 if options.quick else 8448)
@@ -165,9 +166,10 @@ def main():
     sizes = [16, 40, longest // 16, longest // 8, longest // 4, longest // 3, longest // 2, longest]
     prompts = [prose(int(n / TOKENS_PER_BYTE * 0.9), 331 * i) for i, n in enumerate(sizes)]
     checks = Checks()
-    stock = measure(checks, None, prompts, seconds, context)
-    ours = measure(checks, "k4v3", prompts, seconds, context)
-    print(f"        throughput {ours / stock:.2f} times stock f16")
+    rates = {c: measure(checks, None if c == "stock" else c, prompts, seconds, context) for c in options.codecs.split(",")}
+    for codec, rate in rates.items():
+        if codec != "stock" and "stock" in rates:
+            print(f"        {codec}: throughput {rate / rates['stock']:.2f} times stock f16")
     checks.exit()
 
 

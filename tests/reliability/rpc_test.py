@@ -13,7 +13,7 @@ import threading
 import time
 
 from drafts_test import TOSS_UP_STOCK, compare
-from llama_host import HOST_BIN, Checks, Server, environment, free_port, program, prose, setting
+from llama_host import HOST_BIN, Checks, Server, end_with_parent, environment, free_port, program, prose, setting
 
 RPC_BIN = setting("TEST_RPC_BIN")
 CONTEXT = 2048
@@ -27,7 +27,8 @@ class RpcServer:
         self.output = tempfile.TemporaryFile("w+b")
         # ggml looks for backends beside the program and in the working directory: there it finds the CPU backend.
         self.process = subprocess.Popen([program("ggml-rpc-server", RPC_BIN), "-H", "127.0.0.1", "-p", str(self.port), "-t", "1"],
-                                        stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output, cwd=HOST_BIN, env=environment(codec))
+                                        stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output, cwd=HOST_BIN, env=environment(codec),
+                                        preexec_fn=end_with_parent)
         end = time.monotonic() + 30
         while time.monotonic() < end and "transport" not in self.log():
             time.sleep(0.05)
