@@ -45,7 +45,7 @@ bool can_encode(const ggml_tensor* set_rows) {
 
 namespace {
 
-// The means of a cache, from a stream, head and cell on.
+// The means of a cache, from these of its codes and units on.
 template <typename Args>
 void set_means(const CacheTensor& cache, size_t first_code, size_t first_unit, Args* args) {
   const DeviceCells& device = *cache.device();

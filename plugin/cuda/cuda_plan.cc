@@ -327,7 +327,9 @@ CudaPlan::Learning* CudaPlan::learning_of(const CacheTensor* cache) {
 // What follows the copy of new keys: that of the queries, and for learning at once the work on the host.
 void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   learning->is_planned = true;
-  if (queries != nullptr) {
+  if (queries == nullptr) {
+    learning->keys.set_queries(nullptr);
+  } else {
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_queries(stream_, memory_)) return true;
       *error = stream_->last_error();

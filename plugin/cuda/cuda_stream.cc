@@ -44,7 +44,9 @@ bool GpuStream::synchronize() { return state_->check(cudaStreamSynchronize(state
 
 bool GpuStream::copy_to_host(void* dst, const void* src, size_t src_stride, size_t row_bytes, size_t n_rows) {
   if (row_bytes == 0 || n_rows == 0) return true;
-  if (n_rows == 1) src_stride = row_bytes;
+  if (n_rows == 1 || src_stride == row_bytes) {
+    return state_->check(cudaMemcpyAsync(dst, src, row_bytes * n_rows, cudaMemcpyDeviceToHost, state_->stream));
+  }
   return state_->check(
       cudaMemcpy2DAsync(dst, row_bytes, src, src_stride, row_bytes, n_rows, cudaMemcpyDeviceToHost, state_->stream));
 }

@@ -24,6 +24,7 @@ KeyLearning::KeyLearning(const ggml_tensor* set_rows, CacheTensor* keys)
 bool KeyLearning::is_at_once() const { return rows_bytes() > kMostBytesLater; }
 
 void KeyLearning::set_queries(const ggml_tensor* q) {
+  n_streams_ = 0;
   if (q == nullptr) return;
   const int64_t step = (q->ne[1] + kMostQueries - 1) / kMostQueries;
   head_dim_ = q->ne[0];

@@ -7,6 +7,10 @@
 #ifndef KVT_PLUGIN_KEY_LEARNING_H
 #define KVT_PLUGIN_KEY_LEARNING_H
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "cache_tensor.h"
 #include "gpu_stream.h"
 #include "kvturbo/kvturbo_cuda.h"
@@ -24,7 +28,8 @@ class KeyLearning {
   int64_t n_rows() const { return n_rows_; }
   bool is_at_once() const;
 
-  // Queries that ask these keys, of the attention that follows. Some are enough: evenly taken, the last one among them.
+  // Queries that ask these keys, of the attention that follows; nullptr: none are known. Some are enough: evenly taken, the last one among
+  // them.
   void set_queries(const ggml_tensor* q);
 
   size_t staging_bytes() const;
