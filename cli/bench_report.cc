@@ -317,6 +317,10 @@ std::string report_page(const std::string& title, const std::vector<ReportSectio
 
 std::vector<fs::path> write_report(const ReportOptions& options) {
   const std::vector<ReportSection> sections = report_sections(options.inputs);
+  if (sections.empty()) {
+    throw CliError(kExitFailure, options.inputs.front(), "no speed, no divergence and no kernels in it",
+                   "pass keys and greedy texts have no charts");
+  }
   std::vector<fs::path> paths;
   const std::string page = report_page(options.title, sections);
   if (options.page_path == "-") {

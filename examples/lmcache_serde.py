@@ -97,7 +97,7 @@ def main() -> None:
         try:
             restored, n_bytes, store, load = stored_and_restored(config, chunks)
         except RuntimeError as error:
-            print(f"| {name} | does not run here: {str(error).splitlines()[0]} |")
+            print(f"| {name} | does not run here: {str(error).splitlines()[0]} | | | | | | |")
             continue
         result = torch.cat(restored, dim=2).float()
         errors = [float((result[side] - whole[side]).norm() / whole[side].norm()) for side in (0, 1)]
