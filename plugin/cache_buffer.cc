@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "cache_image.h"
+#include "graph_runner.h"
 #include "no_throw.h"
 #include "plugin_messages.h"
 
@@ -111,22 +112,25 @@ void clear_buffer(ggml_backend_buffer_t buffer, uint8_t value) {
 
 }  // namespace
 
-std::unique_ptr<CacheBuffer> CacheBuffer::map(size_t bytes, int protection, bool is_undecided) {
+std::unique_ptr<CacheBuffer> CacheBuffer::map(size_t bytes, int protection, bool is_undecided, ggml_backend_buffer_type_t gpu_memory) {
   bytes = round_up(std::max<size_t>(bytes, 1), os_page_bytes());
   void* base = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
-  return std::unique_ptr<CacheBuffer>(new CacheBuffer(static_cast<char*>(base), bytes, is_undecided));
+  return std::unique_ptr<CacheBuffer>(new CacheBuffer(static_cast<char*>(base), bytes, is_undecided, gpu_memory));
 }
 
-std::unique_ptr<CacheBuffer> CacheBuffer::create(size_t image_bytes) { return map(image_bytes, PROT_NONE, false); }
+std::unique_ptr<CacheBuffer> CacheBuffer::create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory) {
+  return map(image_bytes, PROT_NONE, false, gpu_memory);
+}
 
-std::unique_ptr<CacheBuffer> CacheBuffer::create_undecided(size_t bytes) { return map(bytes, PROT_READ | PROT_WRITE, true); }
+std::unique_ptr<CacheBuffer> CacheBuffer::create_undecided(size_t bytes) { return map(bytes, PROT_READ | PROT_WRITE, true, nullptr); }
 
 CacheBuffer::~CacheBuffer() {
   {
     const std::lock_guard<std::mutex> lock(g_live_mutex);
     g_live.erase(std::remove(g_live.begin(), g_live.end(), this), g_live.end());
   }
+  if (gpu_memory_ != nullptr) finish_all_graphs();  // what they have left to do may concern these tensors
   tensors_.clear();
   munmap(base_, bytes_);
 }
@@ -150,7 +154,7 @@ ggml_backend_buffer_t CacheBuffer::to_ggml(std::unique_ptr<CacheBuffer> buffer, 
 }
 
 CacheTensor* CacheBuffer::add(const ggml_tensor* tensor, char* address) {
-  auto created = std::make_unique<CacheTensor>(tensor, address);
+  auto created = std::make_unique<CacheTensor>(tensor, address, gpu_memory_);
   CacheTensor* result = created.get();
   const auto place = std::upper_bound(tensors_.begin(), tensors_.end(), address,
                                       [](const char* a, const std::unique_ptr<CacheTensor>& t) { return a < t->image(); });

@@ -11,8 +11,8 @@ namespace kvt::plugin {
 
 class CacheBuffer {
  public:
-  // Reserves image_bytes of addresses. nullptr if there are none left.
-  static std::unique_ptr<CacheBuffer> create(size_t image_bytes);
+  // Reserves image_bytes of addresses. nullptr if there are none left. gpu_memory: as for CacheTensor.
+  static std::unique_ptr<CacheBuffer> create(size_t image_bytes, ggml_backend_buffer_type_t gpu_memory);
   // For a buffer of which only the size is known, as an RPC server gets it: plain memory, committed when it is first written, in which
   // adopt() finds the tensors of a cache later. nullptr if there are no addresses left.
   static std::unique_ptr<CacheBuffer> create_undecided(size_t bytes);
@@ -40,12 +40,14 @@ class CacheBuffer {
   void update_ggml_size();
 
  private:
-  CacheBuffer(char* base, size_t bytes, bool is_undecided) : base_(base), bytes_(bytes), is_undecided_(is_undecided) {}
-  static std::unique_ptr<CacheBuffer> map(size_t bytes, int protection, bool is_undecided);
+  CacheBuffer(char* base, size_t bytes, bool is_undecided, ggml_backend_buffer_type_t gpu_memory)
+      : base_(base), bytes_(bytes), is_undecided_(is_undecided), gpu_memory_(gpu_memory) {}
+  static std::unique_ptr<CacheBuffer> map(size_t bytes, int protection, bool is_undecided, ggml_backend_buffer_type_t gpu_memory);
 
   char* base_;
   size_t bytes_;
   bool is_undecided_;
+  ggml_backend_buffer_type_t gpu_memory_;
   ggml_backend_buffer_t ggml_buffer_ = nullptr;
   std::vector<std::unique_ptr<CacheTensor>> tensors_;  // by address
 };

@@ -23,6 +23,11 @@ ggml_backend_buffer_type_t inner_type(ggml_backend_buffer_type_t buft) {
   return inner->iface.get_buffer_type(inner);
 }
 
+// For the contents of caches; nullptr: host memory.
+ggml_backend_buffer_type_t gpu_memory(ggml_backend_buffer_type_t buft) {
+  return gpu_of(buffer_type_device(buft)) >= 0 ? inner_type(buft) : nullptr;
+}
+
 size_t image_slot_bytes(const ggml_tensor* t) { return round_up(host().ggml_nbytes(t), os_page_bytes()); }
 
 // Memory of a cache tensor before its head dim is known.
@@ -65,7 +70,7 @@ ggml_backend_buffer_t alloc_cache(ggml_backend_buffer_type_t buft, ggml_tensor**
     image_bytes += image_slot_bytes(tensors[i]);
     size += estimated_bytes(tensors[i]);
   }
-  std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(image_bytes);
+  std::unique_ptr<CacheBuffer> cache = CacheBuffer::create(image_bytes, gpu_memory(buft));
   if (cache == nullptr) return nullptr;
   char* address = cache->base();
   for (int i = 0; i < n_tensors; ++i) {
@@ -129,8 +134,8 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_t size)
   completes([&] {
     if (host().api_version < 3 && is_cache_size(size)) {
       t_asked.cache_sizes.clear();
-      buffer = to_ggml(CacheBuffer::create(size), buft, size);
-    } else if (is_rpc_server()) {
+      buffer = to_ggml(CacheBuffer::create(size, gpu_memory(buft)), buft, size);
+    } else if (is_rpc_server() && gpu_memory(buft) == nullptr) {
       buffer = to_ggml(CacheBuffer::create_undecided(size), buft, size);
     } else {
       buffer = host().ggml_backend_buft_alloc_buffer(inner_type(buft), size);

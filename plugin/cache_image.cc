@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cache_rows.h"
+#include "graph_runner.h"
 #include "state_rows.h"
 
 namespace kvt::plugin {
@@ -118,9 +119,23 @@ void for_row_pieces(const CacheTensor& cache, size_t offset, size_t size, Piece 
   }
 }
 
+struct RowRange {
+  int64_t first, n;
+};
+
+RowRange rows_of_bytes(const CacheTensor& cache, size_t offset, size_t size) {
+  const auto first = static_cast<int64_t>(offset / cache.row_bytes());
+  return {first, static_cast<int64_t>((offset + size + cache.row_bytes() - 1) / cache.row_bytes()) - first};
+}
+
 }  // namespace
 
 void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst) {
+  if (cache->device_rows() != nullptr) {
+    finish_all_graphs();
+    cache->device_rows()->read(offset, size, dst);
+    return;
+  }
   if (cache->state() != CacheTensor::State::kPages) {
     if (cache->is_image_open()) {
       std::memcpy(dst, cache->image() + offset, size);
@@ -130,6 +145,8 @@ void image_get(CacheTensor* cache, size_t offset, size_t size, void* dst) {
     return;
   }
   state_settle(cache);
+  const RowRange range = rows_of_bytes(*cache, offset, size);
+  const HostSide host_side(cache, range.first, range.n, HostSide::For::kReading);
   std::vector<ggml_fp16_t> rows(static_cast<size_t>(kPageTokens * cache->n_values()));
   for_row_pieces(*cache, offset, size, [&](int64_t first_row, int64_t n_rows, size_t skip, size_t bytes, size_t done) {
     state_get_rows(cache, first_row, n_rows, rows.data());
@@ -142,11 +159,20 @@ namespace {
 // source(done, bytes, where) puts bytes done .. done + bytes - 1 of the new contents at where.
 template <typename Source>
 void write_range(CacheTensor* cache, size_t offset, size_t size, Source source) {
+  if (cache->device_rows() != nullptr) {
+    std::vector<char> bytes(size);
+    source(0, size, bytes.data());
+    finish_all_graphs();
+    cache->device_rows()->write(offset, size, bytes.data());
+    return;
+  }
   if (cache->state() != CacheTensor::State::kPages) {
     if (cache->open_image()) source(0, size, cache->image() + offset);
     return;
   }
   cache->set_written();
+  const RowRange range = rows_of_bytes(*cache, offset, size);
+  const HostSide host_side(cache, range.first, range.n, HostSide::For::kWriting);
   std::vector<ggml_fp16_t> rows(static_cast<size_t>(kPageTokens * cache->n_values()));
   for_row_pieces(*cache, offset, size, [&](int64_t first_row, int64_t n_rows, size_t skip, size_t bytes, size_t done) {
     const bool has_partial_row = skip != 0 || bytes % cache->row_bytes() != 0;
@@ -189,6 +215,9 @@ bool image_copy_pages(CacheTensor* src, int64_t src_row, CacheTensor* dst, int64
   if (!is_within_streams || !is_whole_pages || is_moved || (has_exact_rows && src_cell != dst_cell)) return false;
   state_settle(src);
   state_settle(dst);
+  // In this order, so that dst is written back before the host's side of both is dropped, should they be one tensor.
+  const HostSide src_side(src, src_row, n_rows, HostSide::For::kReading);
+  const HostSide dst_side(dst, dst_row, n_rows, HostSide::For::kWriting);
   if (dst->conditioner() != nullptr) {
     if (!dst->conditioner()->means().copy(src_row / src->n_cells(), dst_row / dst->n_cells(), src_cell, src_cell + n_rows)) return false;
     dst->conditioner()->freeze();  // rows stored anew later would miss the copy

@@ -10,6 +10,7 @@
 
 #include "cache_image.h"
 #include "codec_store.h"
+#include "graph_runner.h"
 #include "no_throw.h"
 #include "startup_report.h"
 #include "state_rows.h"
@@ -36,12 +37,13 @@ bool parse_cache_name(const char* name, kvt_side* side, int* layer) {
   return true;
 }
 
-CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image)
+CacheTensor::CacheTensor(const ggml_tensor* tensor, char* image, ggml_backend_buffer_type_t gpu_memory)
     : n_values_(tensor->ne[0]),
       n_cells_(tensor->ne[1]),
       n_streams_(tensor->ne[2] * tensor->ne[3]),
       row_bytes_(tensor->nb[1]),
-      image_(image) {
+      image_(image),
+      gpu_memory_(gpu_memory) {
   parse_cache_name(tensor->name, &side_, &layer_);
 }
 
@@ -59,6 +61,25 @@ bool CacheTensor::open_image() {
     is_image_open_ = mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_READ | PROT_WRITE) == 0;
   }
   return is_image_open_;
+}
+
+void CacheTensor::close_image() {
+  madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
+  mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
+  is_image_open_ = false;
+}
+
+void CacheTensor::drop_host_pages() { madvise(pages_, page_memory_bytes(), MADV_DONTNEED); }
+
+void CacheTensor::drop_pages() {
+  if (pages_ == nullptr) return;
+  munmap(pages_, page_memory_bytes());
+  pages_ = nullptr;
+  conditioner_.reset();
+  n_exact_ = 0;
+  exact_.clear();
+  recent_.reset();
+  device_.reset();
 }
 
 bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
@@ -93,29 +114,39 @@ bool CacheTensor::make_pages(const kvt_codec* codec, int64_t head_dim) {
     state_ = State::kUndecided;
     return false;
   }
+  if (is_on_gpu()) {
+    device_ = DeviceCells::create(*this, gpu_memory_);
+    if (device_ == nullptr) {
+      drop_pages();
+      state_ = State::kUndecided;
+      return false;
+    }
+  }
   report_layout_changed();
   if (is_image_open_) {
     is_written_ = true;
-    madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
-    mprotect(image_, round_up(image_bytes(), os_page_bytes()), PROT_NONE);
-    is_image_open_ = false;
+    close_image();
+    if (device_ != nullptr) {
+      device_->upload(this, 0, n_rows());
+      drop_host_pages();
+    }
   }
   return true;
 }
 
-void CacheTensor::drop_pages() {
-  if (pages_ == nullptr) return;
-  munmap(pages_, page_memory_bytes());
-  pages_ = nullptr;
-  conditioner_.reset();
-  n_exact_ = 0;
-  exact_.clear();
-  recent_.reset();
-}
-
 bool CacheTensor::make_rows(const std::string& why) {
-  if (!open_image()) return false;
-  drop_pages();
+  if (is_on_gpu()) {
+    drop_pages();
+    device_rows_ = DeviceBlock::create(gpu_memory_, image_bytes());
+    if (device_rows_ == nullptr) return false;
+    if (is_image_open_) {
+      device_rows_->write(0, image_bytes(), image_);
+      close_image();
+    }
+  } else {
+    if (!open_image()) return false;
+    drop_pages();
+  }
   state_ = State::kRows;
   why_rows_ = why;
   report_layout_changed();
@@ -131,12 +162,15 @@ void CacheTensor::set_written() {
 }
 
 void CacheTensor::zero() {
+  if (is_on_gpu()) finish_all_graphs();
   state_drop(this);
-  if (pages_ != nullptr) madvise(pages_, page_memory_bytes(), MADV_DONTNEED);
+  if (pages_ != nullptr) drop_host_pages();
   if (conditioner_ != nullptr) conditioner_->reset();
   std::fill(exact_.begin(), exact_.end(), ggml_fp16_t{0});
   if (recent_ != nullptr) recent_->clear();
   probe_schedule_.reset();
+  if (device_ != nullptr) device_->zero(*this);
+  if (device_rows_ != nullptr) device_rows_->clear();
   if (is_image_open_) madvise(image_, round_up(image_bytes(), os_page_bytes()), MADV_DONTNEED);
 }
 

@@ -12,6 +12,9 @@
 //
 // Memory is anonymous and committed when first written: an untouched page of either kind reads as zeros, which is an empty
 // cell.
+//
+// On a GPU the cells lie in device memory (device_cells.h). Page addresses on the host remain, as the place for cells that are
+// copied here for a while; graphs do not touch them. kRows: the f16 rows lie in device memory, and the image stays closed.
 #ifndef KVT_PLUGIN_CACHE_TENSOR_H
 #define KVT_PLUGIN_CACHE_TENSOR_H
 
@@ -21,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "device_cells.h"
 #include "ggml_abi/host_ggml.h"
 #include "key_conditioner.h"
 #include "kvturbo/kvturbo.h"
@@ -46,7 +50,8 @@ class CacheTensor {
   enum class State { kUndecided, kPages, kRows };
 
   // image: os_page_bytes-aligned, reserved without access, at least round_up(ggml_nbytes(tensor), os_page_bytes()) bytes.
-  CacheTensor(const ggml_tensor* tensor, char* image);
+  // gpu_memory: where its contents go on a GPU; nullptr: they stay in host memory.
+  CacheTensor(const ggml_tensor* tensor, char* image, ggml_backend_buffer_type_t gpu_memory);
   ~CacheTensor();
   CacheTensor(const CacheTensor&) = delete;
   CacheTensor& operator=(const CacheTensor&) = delete;
@@ -71,6 +76,7 @@ class CacheTensor {
   size_t offset_of(const void* address) const { return static_cast<size_t>(static_cast<const char*>(address) - image_); }
   int64_t n_values() const { return n_values_; }
   int64_t n_cells() const { return n_cells_; }  // of a stream
+  int64_t n_streams() const { return n_streams_; }
   int64_t n_rows() const { return n_cells_ * n_streams_; }
   size_t row_bytes() const { return row_bytes_; }
   size_t image_bytes() const { return row_bytes_ * static_cast<size_t>(n_rows()); }
@@ -78,6 +84,16 @@ class CacheTensor {
   bool open_image();
   char* image() { return image_; }
   bool is_image_open() const { return is_image_open_; }
+
+  // ---- on a GPU
+  bool is_on_gpu() const { return gpu_memory_ != nullptr; }
+  DeviceCells* device() { return device_.get(); }            // kPages; else nullptr
+  const DeviceCells* device() const { return device_.get(); }
+  DeviceBlock* device_rows() { return device_rows_.get(); }  // kRows; else nullptr
+  HostSide*& host_side() { return host_side_; }              // the one that was made last
+  char* host_pages() const { return pages_; }
+  // Frees the host's copy of cells; their addresses remain.
+  void drop_host_pages();
 
   // ---- the pages, for kPages
   const kvt_codec* codec() const { return codec_; }
@@ -126,6 +142,7 @@ class CacheTensor {
 
  private:
   size_t page_memory_bytes() const;
+  void close_image();
   void drop_pages();
 
   kvt_side side_ = KVT_KEY;
@@ -133,6 +150,7 @@ class CacheTensor {
   int64_t n_values_, n_cells_, n_streams_;
   size_t row_bytes_;
   char* image_;
+  ggml_backend_buffer_type_t gpu_memory_;
   bool is_image_open_ = false;
   bool is_written_ = false;
   State state_ = State::kUndecided;
@@ -148,6 +166,9 @@ class CacheTensor {
   std::vector<ggml_fp16_t> exact_;  // [n_streams, n_heads, n_exact, head_dim]
   std::unique_ptr<RecentRows> recent_;
   ProbeSchedule probe_schedule_;
+  std::unique_ptr<DeviceCells> device_;
+  std::unique_ptr<DeviceBlock> device_rows_;
+  HostSide* host_side_ = nullptr;
   std::unique_ptr<WaitingKeys> waiting_keys_;
   int64_t n_restored_ = 0;
 };

@@ -8,6 +8,7 @@
 #include "cache_buffer.h"
 #include "metrics.h"
 #include "no_throw.h"
+#include "paged_nodes.h"
 #include "plugin_messages.h"
 #include "state_rows.h"
 
@@ -15,18 +16,6 @@ namespace kvt::plugin {
 namespace {
 
 constexpr size_t kAlignment = 64;
-
-CacheTensor* paged_cache_of(const ggml_tensor* t) {
-  CacheTensor* cache = cache_tensor_of(t);
-  return cache != nullptr && cache->state() == CacheTensor::State::kPages ? cache : nullptr;
-}
-
-bool touches_pages(const ggml_tensor* node) {
-  if (host().is_empty_op(node->op)) return false;
-  if (paged_cache_of(node) != nullptr) return true;
-  return std::any_of(std::begin(node->src), std::end(node->src),
-                     [](const ggml_tensor* s) { return paged_cache_of(s) != nullptr; });
-}
 
 bool will_learn(const SetRowsTask& task) {
   const KeyConditioner* conditioner = task.cache->conditioner();
@@ -42,12 +31,6 @@ bool has_same_stages(const SetRowsTask& task) {
   now.awaits_learning = task.awaits_learning;
   find_stages(&now);
   return now.begins_mean == task.begins_mean && now.later_stages == task.later_stages;
-}
-
-size_t last_byte(const ggml_tensor* t) {
-  size_t at = sizeof(ggml_fp16_t) - 1;
-  for (int i = 0; i < GGML_MAX_DIMS; ++i) at += static_cast<size_t>(t->ne[i] - 1) * t->nb[i];
-  return at;
 }
 
 }  // namespace
@@ -232,33 +215,10 @@ void GraphPlan::add_learning(const ggml_tensor* node, CacheTensor* keys, const g
 }
 
 void GraphPlan::add_generic(ggml_tensor* node) {
-  // A shift of positions happens now and then. Other operations may come with every token, and the user should know.
-  const std::string name = host().ggml_op_name(node->op);
-  if (name != "ROPE" && name != "CPY") {
-    say_once("the host runs " + name + " on the compressed cache: correct, but slow, as the cache is decoded each time");
-  }
-
-  std::map<CacheTensor*, RowRange> ranges;
-  const auto want = [&](const ggml_tensor* t) {
-    CacheTensor* cache = paged_cache_of(t);
-    if (cache == nullptr || t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] == 0) return;
-    const size_t offset = cache->offset_of(t->data);
-    const auto begin = static_cast<int64_t>(offset / cache->row_bytes());
-    const auto end = static_cast<int64_t>((offset + last_byte(t)) / cache->row_bytes()) + 1;
-    const auto [it, is_new] = ranges.try_emplace(cache, RowRange{begin, end, 0});
-    if (!is_new) {
-      it->second.begin = std::min(it->second.begin, begin);
-      it->second.end = std::max(it->second.end, end);
-    }
-  };
-  want(node);
-  for (const ggml_tensor* src : node->src) {
-    if (src != nullptr) want(src);
-  }
+  say_if_slow(node);
   size_t scratch_bytes = 0;
-  for (auto& [cache, range] : ranges) {
-    range.scratch_offset = scratch_bytes;
-    scratch_bytes += round_up(static_cast<size_t>(range.end - range.begin) * cache->row_bytes(), kAlignment);
+  const std::map<CacheTensor*, RowRange> ranges = row_ranges_of(node, kAlignment, &scratch_bytes);
+  for (const auto& [cache, range] : ranges) {
     image_tasks_.push_back({&shared_, cache, range.begin, range.end - range.begin, range.scratch_offset});
     add_custom(node, run_image_decode, &image_tasks_.back());
   }

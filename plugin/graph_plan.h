@@ -16,6 +16,7 @@
 
 #include "cache_tasks.h"
 #include "ggml_abi/host_ggml.h"
+#include "paged_nodes.h"
 
 namespace kvt::plugin {
 
@@ -42,11 +43,6 @@ class GraphPlan {
   bool has_run_out_of_memory() const { return shared_.has_run_out_of_memory; }
 
  private:
-  struct RowRange {
-    int64_t begin, end;
-    size_t scratch_offset;
-  };
-
   void build(const ggml_cgraph* graph);
   void add_node(ggml_tensor* node);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);

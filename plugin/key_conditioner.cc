@@ -81,7 +81,7 @@ bool KeyConditioner::will_learn(size_t n_new) const {
 size_t KeyConditioner::learn() {
   size_t first_to_store = n_stored_;
   if (will_learn(0)) {
-    estimate(places_.size() > 4 * kSkippedRows ? kSkippedRows : 0);
+    estimate(kept_.data(), places_.size());
     n_learnt_ = places_.size();
     first_to_store = 0;
   }
@@ -105,18 +105,17 @@ void KeyConditioner::freeze() {
 }
 
 void KeyConditioner::learn_from_rows(const float* rows, size_t n_rows) {
-  const auto n = static_cast<size_t>(n_heads_ * head_dim_);
-  for (size_t i = 0; i < n_rows; ++i) keep_row(rows + i * n, static_cast<int64_t>(i));
-  estimate(n_rows > 4 * kSkippedRows ? kSkippedRows : 0);
+  estimate(rows, n_rows);
   freeze();
 }
 
 // The score error of channel i is proportional to (error of the key) * (query): with key spread sigma_i and query rms q_i, the sum
 // over channels is least for scale_i = (sigma_i / q_i)^(1/2) (algorithm.md 6).
-void KeyConditioner::estimate(size_t first_row) {
+void KeyConditioner::estimate(const float* rows, size_t n_all) {
   const auto width = static_cast<size_t>(n_heads_ * head_dim_);
+  const size_t first_row = n_all > 4 * kSkippedRows ? kSkippedRows : 0;
   // Later keys have means of their own.
-  const size_t n_rows = std::min(kept_.size() / width, static_cast<size_t>(KeyMeans::kCells)) - first_row;
+  const size_t n_rows = std::min(n_all, static_cast<size_t>(KeyMeans::kCells)) - first_row;
   std::vector<float> means(width);
   const double n = static_cast<double>(n_rows);
   const auto d = static_cast<size_t>(head_dim_);
@@ -128,18 +127,19 @@ void KeyConditioner::estimate(size_t first_row) {
     query.assign(d, 1.0);
     bool is_finite = true;
     for (size_t row = first_row; row < first_row + n_rows; ++row) {
-      const float* key = kept_.data() + row * width + head * d;
+      const float* key = rows + row * width + head * d;
       for (size_t i = 0; i < d; ++i) mean[i] += static_cast<double>(key[i]);
     }
     for (double& m : mean) m /= n + kPriorMeanRows;
-    double mean_spread = 0;
-    for (size_t i = 0; i < d; ++i) {
-      for (size_t row = first_row; row < first_row + n_rows; ++row) {
-        const double x = static_cast<double>(kept_[row * width + head * d + i]) - mean[i];
+    for (size_t row = first_row; row < first_row + n_rows; ++row) {
+      const float* key = rows + row * width + head * d;
+      for (size_t i = 0; i < d; ++i) {
+        const double x = static_cast<double>(key[i]) - mean[i];
         spread[i] += x * x;
       }
-      mean_spread += spread[i] / n / static_cast<double>(d);
     }
+    double mean_spread = 0;
+    for (size_t i = 0; i < d; ++i) mean_spread += spread[i] / n / static_cast<double>(d);
     double mean_query = 0;
     for (size_t i = 0; i < d; ++i) {
       if (n_queries_ > 0) query[i] = query_squares_[head * d + i] / n_queries_;

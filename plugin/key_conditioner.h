@@ -40,6 +40,7 @@ class KeyConditioner {
   // Learns if it is time to. Returns the first kept row that has to be stored (anew); all their cells have means from then on.
   size_t learn();
   size_t n_kept() const { return places_.size(); }
+  size_t n_learnt() const { return n_learnt_; }  // rows that the present estimate rests on
   const float* kept_row(size_t i) const { return kept_.data() + i * static_cast<size_t>(n_heads_ * head_dim_); }
   int64_t kept_place(size_t i) const { return places_[i]; }
   // To be called when the kept rows are stored: freezes if they were enough.
@@ -74,7 +75,7 @@ class KeyConditioner {
   static uint64_t generation();
 
  private:
-  void estimate(size_t first_row);
+  void estimate(const float* rows, size_t n_rows);
 
   int64_t n_heads_, head_dim_, n_cells_;
   KeyMeans means_;

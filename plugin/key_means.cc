@@ -20,6 +20,11 @@ void KeyMeans::reset() {
   std::fill(units_.begin(), units_.end(), -1.0f);
 }
 
+void KeyMeans::load(const int8_t* codes, const float* units) {
+  std::copy_n(codes, codes_.size(), codes_.begin());
+  std::copy_n(units, units_.size(), units_.begin());
+}
+
 void KeyMeans::set_first(const float* means) {
   for (int64_t stream = 0; stream < n_streams_; ++stream) {
     for (int64_t head = 0; head < n_heads_; ++head) set(stream, head, 0, means + head * head_dim_);

@@ -33,6 +33,8 @@ class KeyMeans {
 
   // Forgets everything.
   void reset();
+  // As another copy of them is, of these sizes.
+  void load(const int8_t* codes, const float* units);
   // The mean of the first cells of every stream, [n_heads, head_dim].
   void set_first(const float* means);
 
@@ -58,6 +60,7 @@ class KeyMeans {
   // All units, [n_streams, n_heads, n_means]; they stay where they are, like codes. Below 0: not set, and the codes are zeros.
   const float* all_units() const { return units_.data(); }
   int64_t n_means() const { return n_means_; }
+  const int8_t* all_codes() const { return codes_.data(); }  // [n_streams, n_heads, n_means, head_dim]
 
   // Takes over the means of cells begin .. end - 1 of another stream, whose codes are copied with them. False, with nothing changed, if
   // a run of cells is not covered and has another mean.

@@ -21,6 +21,8 @@ namespace kvt::plugin {
 namespace {
 
 PluginOptions g_options;
+std::string g_device;
+std::map<std::string, std::set<int>> g_elsewhere;  // memory -> layers whose cache the host keeps there
 std::atomic<bool> g_has_changed{false};
 std::atomic<bool> g_is_explained{false};  // that nothing is compressed
 std::mutex g_mutex;
@@ -78,6 +80,20 @@ void add_buffer(const CacheBuffer& buffer, Summary* sum) {
   }
 }
 
+// Layers elsewhere, but for those that came to us in the end: fitting runs try several placements.
+void add_elsewhere(Summary* sum) {
+  std::set<int> ours;
+  for (const auto& [codec, layers] : sum->layers_of) ours.insert(layers.begin(), layers.end());
+  for (const auto& [reason, layers] : sum->not_compressed) ours.insert(layers.begin(), layers.end());
+  for (const auto& [memory, layers] : g_elsewhere) {
+    for (const int layer : layers) {
+      if (ours.count(layer) != 0) continue;
+      ++sum->n_layers;
+      sum->not_compressed["the host keeps them in " + memory + " memory (-ngl), as f16"].insert(layer);
+    }
+  }
+}
+
 std::string joined(const std::set<std::string>& parts) {
   std::string all;
   for (const std::string& part : parts) all += (all.empty() ? "" : ", ") + part;
@@ -117,7 +133,7 @@ std::string codecs_of(const Summary& sum) {
 std::string line_of(const Summary& sum) {
   std::string line;
   if (sum.n_compressed > 0) {
-    line = "KV cache compressed: " + codecs_of(sum) + " (" + codec_store_isa() + "), " +
+    line = "KV cache compressed: " + codecs_of(sum) + " (" + (g_device == "CPU" ? codec_store_isa() : g_device) + "), " +
            std::to_string(sum.n_compressed) + (sum.n_compressed < sum.n_layers ? " of " + std::to_string(sum.n_layers) : "") +
            " layers, head dim " + joined(sum.head_dims) + ", " + number(sum.token_bytes / 1024, 2) +
            " KiB per token instead of " + number(sum.token_bytes_f16 / 1024, 2) + " (f16): " + number(sum.ratio(), 2) +
@@ -153,7 +169,7 @@ void write_json(const Summary& sum) {
                       quoted(layers.empty() ? "all" : ranges(layers)) + ", \"reason\": " + quoted(reason) + "}";
   }
   const std::string json =
-      "{\"codec\": " + quoted(codecs_of(sum)) + ", \"isa\": " + quoted(codec_store_isa()) +
+      "{\"codec\": " + quoted(codecs_of(sum)) + ", \"device\": " + quoted(g_device) + ", \"isa\": " + quoted(codec_store_isa()) +
       ", \"kv_bytes_per_token\": " + number(sum.token_bytes, 6) +
       ", \"kv_bytes_per_token_f16\": " + number(sum.token_bytes_f16, 1) + ", \"ratio\": " + number(sum.ratio(), 4) +
       ", \"kv_bytes_fixed\": " + std::to_string(sum.fixed_bytes) +
@@ -174,7 +190,10 @@ void write_json(const Summary& sum) {
 
 }  // namespace
 
-void report_configure(const PluginOptions& options) { g_options = options; }
+void report_configure(const PluginOptions& options, const std::string& device) {
+  g_options = options;
+  g_device = device;
+}
 
 void report_layout_changed() { g_has_changed = true; }
 
@@ -191,6 +210,8 @@ void report_layout() {
   });
   g_reported = live;  // forgets buffers that are gone: a new one may get the same address
   if (all.n_layers == 0) return;
+  add_elsewhere(&all);
+  if (fresh.n_layers > 0) add_elsewhere(&fresh);
   metrics_layout_changed();
   if (fresh.n_layers > 0 && (!g_options.is_quiet || !fresh.not_compressed.empty())) say(line_of(fresh));
   write_json(all);
@@ -214,6 +235,13 @@ void report_score_error(const CacheTensor& keys, double error) {
                                                            : "KVTURBO_CODEC=k8v4, or KVTURBO_LAYERS=" + layer + ":k8v4 for that layer alone";
   say("the keys of layer " + layer + " do not fit " + codec + ": it moves attention scores by " + number(error, 1) +
       " nats (root mean square), and answers will suffer; use " + remedy);
+}
+
+void report_layer_elsewhere(const char* cache_name, const char* buffer_name) {
+  int layer = 0;
+  if (!parse_cache_name(cache_name, nullptr, &layer)) return;
+  const std::lock_guard<std::mutex> lock(g_mutex);
+  g_elsewhere[buffer_name].insert(layer);
 }
 
 void report_not_compressed(const std::string& reason) {

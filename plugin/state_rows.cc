@@ -305,6 +305,12 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
 
 void state_settle(CacheTensor* cache) {
   if (!has_waiting(cache)) return;
+  int64_t first = cache->n_rows(), last = 0;
+  for (const WaitingKeys::Row& row : cache->waiting_keys()->rows) {
+    first = std::min(first, row.row);
+    last = std::max(last, row.row);
+  }
+  const HostSide host_side(cache, first, last + 1 - first, HostSide::For::kWriting);
   store_waiting(cache, cache->waiting_keys().get());
   cache->waiting_keys()->rows.clear();  // the pieces may serve the rows that follow
 }
@@ -323,6 +329,7 @@ void state_settle_all() {
       for (const auto& values : buffer.tensors()) {
         if (keys->side() != KVT_KEY || values->side() != KVT_VALUE || keys->layer() != values->layer()) continue;
         if (keys->recent() == nullptr || values->recent() == nullptr) continue;
+        const HostSide keys_side(keys.get(), 0, 0, HostSide::For::kWriting), values_side(values.get(), 0, 0, HostSide::For::kWriting);
         keys->recent()->align_with(*values->recent());
         values->recent()->align_with(*keys->recent());  // of one length
       }

@@ -2,80 +2,23 @@
 
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "cache_buffer.h"
-#include "cache_buffer_type.h"
 #include "cache_layout.h"
 #include "ggml_abi/buffer_type_table.h"
-#include "graph_plan.h"
-#include "metrics.h"
+#include "gpu_support.h"
+#include "graph_runner.h"
 #include "no_throw.h"
-#include "plugin_messages.h"
-#include "startup_report.h"
+#include "wrapped_device.h"
 
 namespace kvt::plugin {
 namespace {
 
-// A function that the inner device's registry offers by name; nullptr if it does not.
-template <typename Function>
-Function inner_proc(ggml_backend_dev_t inner_device, const char* name) {
-  ggml_backend_reg_t reg = inner_device->reg;
-  if (reg == nullptr || reg->iface.get_proc_address == nullptr) return nullptr;
-  return reinterpret_cast<Function>(reg->iface.get_proc_address(reg, name));
-}
-
-// Threads for a CPU backend built without OpenMP. Such a backend makes and joins a pool for each graph unless it is given one,
-// and the host gives its pool only to the CPU backend that it made itself.
-class InnerThreadPool {
- public:
-  InnerThreadPool(ggml_backend_dev_t inner_device, ggml_backend_t inner) : inner_(inner) {
-    const auto features = inner_proc<ggml_backend_get_features_t>(inner_device, "ggml_backend_get_features");
-    bool has_openmp = features == nullptr;  // unknown: leave it alone
-    for (auto* f = features != nullptr ? features(inner_device->reg) : nullptr; f != nullptr && f->name != nullptr; ++f) {
-      has_openmp = has_openmp || std::strcmp(f->name, "OPENMP") == 0;
-    }
-    if (has_openmp) return;
-    new_ = inner_proc<decltype(&::ggml_threadpool_new)>(inner_device, "ggml_threadpool_new");
-    free_ = inner_proc<decltype(&::ggml_threadpool_free)>(inner_device, "ggml_threadpool_free");
-    set_ = inner_proc<decltype(&::ggml_backend_cpu_set_threadpool)>(inner_device, "ggml_backend_cpu_set_threadpool");
-  }
-  ~InnerThreadPool() { reset(nullptr); }
-  InnerThreadPool(const InnerThreadPool&) = delete;
-  InnerThreadPool& operator=(const InnerThreadPool&) = delete;
-
-  // Makes sure that the pool has at least n_threads.
-  void require(int n_threads) {
-    if (new_ == nullptr || free_ == nullptr || set_ == nullptr || n_threads <= n_pool_threads_) return;
-    ggml_threadpool_params params = host().ggml_threadpool_params_default(n_threads);
-    params.poll = 0;  // sleep between graphs, as a pool of the host may be polling on the same cores
-    n_pool_threads_ = n_threads;
-    reset(new_(&params));
-  }
-
- private:
-  void reset(ggml_threadpool_t pool) {
-    if (pool_ == nullptr && pool == nullptr) return;
-    set_(inner_, pool);
-    if (pool_ != nullptr) free_(pool_);
-    pool_ = pool;
-  }
-
-  ggml_backend_t inner_;
-  decltype(&::ggml_threadpool_new) new_ = nullptr;
-  decltype(&::ggml_threadpool_free) free_ = nullptr;
-  decltype(&::ggml_backend_cpu_set_threadpool) set_ = nullptr;
-  ggml_threadpool_t pool_ = nullptr;
-  int n_pool_threads_ = 0;
-};
-
 struct WrappedBackend {
   ggml_backend_dev_t inner_device;
   ggml_backend_t inner;
-  InnerThreadPool thread_pool;
-  GraphPlan plan;
-  int n_threads = GGML_DEFAULT_N_THREADS;
-
-  WrappedBackend(ggml_backend_dev_t d, ggml_backend_t b) : inner_device(d), inner(b), thread_pool(d, b), plan(d) {}
+  std::unique_ptr<GraphRunner> runner;
 };
 
 WrappedBackend* self(ggml_backend_t backend) { return static_cast<WrappedBackend*>(backend->context); }
@@ -86,7 +29,7 @@ const char* get_name(ggml_backend_t backend) { return backend->device->iface.get
 
 void free_backend(ggml_backend_t backend) {
   ggml_backend_t inner = self(backend)->inner;
-  delete self(backend);  // before the inner backend, which its thread pool is taken from
+  delete self(backend);  // before the inner backend, which the runner works with
   host().ggml_backend_free(inner);
   delete backend;
 }
@@ -99,38 +42,11 @@ void graph_optimize(ggml_backend_t backend, ggml_cgraph* graph, ggml_backend_gra
   inner_graph_optimize(self(backend)->inner, graph, params);
 }
 
-enum ggml_status compute(ggml_backend_t backend, ggml_cgraph* graph) {
-  WrappedBackend* s = self(backend);
-  if (!s->plan.is_reusable(graph, s->n_threads)) {
-    if (!settle_all(graph)) {
-      say("no memory for the KV cache; use a smaller context (-c)");
-      return GGML_STATUS_ALLOC_FAILED;
-    }
-    report_layout();
-  }
-  s->thread_pool.require(s->n_threads);
-  ggml_cgraph* planned = s->plan.prepare(graph, s->n_threads);
-  if (planned == nullptr) {
-    say("no memory for working space");
-    return GGML_STATUS_ALLOC_FAILED;
-  }
-  const enum ggml_status status = s->inner->iface.graph_compute(s->inner, planned);
-  completes([] { metrics_graph_done(); });  // the step is done, whether it is counted or not
-  if (status == GGML_STATUS_SUCCESS && s->plan.has_run_out_of_memory()) {
-    say("no memory for working space");
-    return GGML_STATUS_ALLOC_FAILED;
-  }
-  if (status == GGML_STATUS_SUCCESS && s->plan.has_failed()) {
-    say("an operation on the KV cache failed: a row outside of the cache, or more threads than announced; please report this");
-    return GGML_STATUS_FAILED;
-  }
-  return status;
-}
-
 enum ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+  GraphRunner* runner = self(backend)->runner.get();
   enum ggml_status status = GGML_STATUS_ALLOC_FAILED;
-  if (!completes([&] { status = compute(backend, graph); })) say("no memory for working space");
-  self(backend)->plan.end_step(status == GGML_STATUS_SUCCESS);
+  if (!completes([&] { status = runner->compute(graph); })) status = no_memory_for_working_space();
+  runner->end_step(status == GGML_STATUS_SUCCESS);
   return status;
 }
 
@@ -180,7 +96,7 @@ void event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
   WrappedBackend* s = self(backend);
-  s->n_threads = n_threads;
+  s->runner->set_n_threads(n_threads);
   const auto set = inner_proc<ggml_backend_set_n_threads_t>(s->inner_device, "ggml_backend_set_n_threads");
   if (set != nullptr) set(s->inner, n_threads);
 }
@@ -194,6 +110,8 @@ void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, vo
 }  // namespace
 
 ggml_backend_t wrapped_backend_create(ggml_backend_dev_t device, ggml_backend_dev_t inner_device, const char* params) {
+  const int gpu = gpu_of(device);
+  if (gpu >= 0) gpu_prepare_process();
   ggml_backend_t inner = host().ggml_backend_dev_init(inner_device, params);
   if (inner == nullptr) return nullptr;
   ggml_backend_i table{};
@@ -208,13 +126,14 @@ ggml_backend_t wrapped_backend_create(ggml_backend_dev_t device, ggml_backend_de
   if (inner->iface.event_record != nullptr) table.event_record = event_record;
   if (inner->iface.event_wait != nullptr) table.event_wait = event_wait;
   ggml_backend_t backend = nullptr;
-  if (!completes([&] {
-        auto context = std::make_unique<WrappedBackend>(inner_device, inner);
-        backend = new ggml_backend{guid(), table, device, context.get()};
-        context.release();
-      })) {
-    host().ggml_backend_free(inner);
-  }
+  completes([&] {
+    std::unique_ptr<GraphRunner> runner = gpu >= 0 ? make_gpu_runner(gpu, inner_device, inner) : make_cpu_runner(inner_device, inner);
+    if (runner == nullptr) return;
+    auto context = std::make_unique<WrappedBackend>(WrappedBackend{inner_device, inner, std::move(runner)});
+    backend = new ggml_backend{guid(), table, device, context.get()};
+    context.release();
+  });
+  if (backend == nullptr) host().ggml_backend_free(inner);
   return backend;
 }
 

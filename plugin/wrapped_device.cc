@@ -1,5 +1,6 @@
 #include "wrapped_device.h"
 
+#include <deque>
 #include <string>
 
 #include "cache_buffer.h"
@@ -14,19 +15,20 @@ namespace {
 
 struct WrappedDevice {
   ggml_backend_dev_t inner = nullptr;
+  int gpu = -1;
   ggml_backend_device object{};
   BufferTypeObject buffer_type;
-  std::string description;
+  std::string name, description;
 };
 
-WrappedDevice g_device;
+std::deque<WrappedDevice> g_devices;  // stay where they are: the host keeps their addresses
 ggml_backend_reg g_registry{};
 
 WrappedDevice* self(ggml_backend_dev_t device) { return static_cast<WrappedDevice*>(device->context); }
 
 // ---- ggml_backend_device_i. `enum` in front of ggml_backend_dev_type: ggml has a function of that name.
 
-const char* get_name(ggml_backend_dev_t) { return kDeviceName; }
+const char* get_name(ggml_backend_dev_t device) { return self(device)->name.c_str(); }
 const char* get_description(ggml_backend_dev_t device) { return self(device)->description.c_str(); }
 enum ggml_backend_dev_type get_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
 
@@ -63,6 +65,10 @@ void notice_foreign_cache(const WrappedDevice& device, const ggml_tensor* op) {
   if (source == nullptr) return;
   const ggml_tensor* owner = owner_of(source);
   if (!is_cache_tensor(owner) || owner->buffer == nullptr || device.buffer_type.is(owner->buffer->buft)) return;
+  if (device.gpu >= 0) {
+    if (cache_buffer_of(owner->buffer) == nullptr) report_layer_elsewhere(owner->name, host().ggml_backend_buffer_name(owner->buffer));
+    return;
+  }
   report_not_compressed(std::string("the host keeps it, or part of it, in ") + host().ggml_backend_buffer_name(owner->buffer) +
                         " memory instead of on device " + kDeviceName + "; leave out -nkvo, -ngl and --device");
 }
@@ -70,7 +76,7 @@ void notice_foreign_cache(const WrappedDevice& device, const ggml_tensor* op) {
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor* op) {
   const WrappedDevice& d = *self(device);
   // Weights: the loader asks with a source in our buffer type. By name, as fitting runs give cache tensors an empty buffer.
-  for (int i = 0; i < GGML_MAX_SRC; ++i) {
+  for (int i = 0; d.gpu < 0 && i < GGML_MAX_SRC; ++i) {
     if (op->src[i] == nullptr) continue;
     const ggml_tensor* owner = owner_of(op->src[i]);
     if (owner->buffer != nullptr && d.buffer_type.is(owner->buffer->buft) && !parse_cache_name(owner->name, nullptr, nullptr))
@@ -100,18 +106,17 @@ void event_synchronize(ggml_backend_dev_t device, ggml_backend_event_t event) {
 // ---- ggml_backend_reg_i
 
 const char* registry_name(ggml_backend_reg_t) { return "KVTURBO"; }
-size_t registry_device_count(ggml_backend_reg_t) { return 1; }
-ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t) { return &g_device.object; }
+size_t registry_device_count(ggml_backend_reg_t) { return g_devices.size(); }
+ggml_backend_dev_t registry_device(ggml_backend_reg_t, size_t i) { return &g_devices[i].object; }
 void* registry_proc_address(ggml_backend_reg_t, const char* name) { return wrapped_backend_proc_address(name); }
 
-}  // namespace
-
-ggml_backend_dev_t inner_device(ggml_backend_dev_t device) { return self(device)->inner; }
-
-ggml_backend_reg_t wrapped_device_register(ggml_backend_dev_t inner) {
-  if (g_device.inner != nullptr) return &g_registry;
-  g_device.inner = inner;
-  g_device.description = std::string(kvt_codec_name(cache_options().codec)) + " KV cache on " + inner->iface.get_name(inner);
+void make_device(const InnerDevice& inner) {
+  WrappedDevice* device = &g_devices.emplace_back();
+  device->inner = inner.device;
+  device->gpu = inner.gpu;
+  device->name = "KVTURBO" + std::to_string(g_devices.size() - 1);
+  device->description =
+      std::string(kvt_codec_name(cache_options().codec)) + " KV cache on " + inner.device->iface.get_name(inner.device);
 
   ggml_backend_device_i table{};
   table.get_name = get_name;
@@ -123,7 +128,7 @@ ggml_backend_reg_t wrapped_device_register(ggml_backend_dev_t inner) {
   table.get_buffer_type = get_buffer_type;
   table.supports_op = supports_op;
   table.supports_buft = supports_buft;
-  const ggml_backend_device_i& has = inner->iface;
+  const ggml_backend_device_i& has = inner.device->iface;
   if (has.get_host_buffer_type != nullptr) table.get_host_buffer_type = get_host_buffer_type;
   if (has.buffer_from_host_ptr != nullptr) table.buffer_from_host_ptr = buffer_from_host_ptr;
   if (has.offload_op != nullptr) table.offload_op = offload_op;
@@ -132,11 +137,20 @@ ggml_backend_reg_t wrapped_device_register(ggml_backend_dev_t inner) {
     table.event_free = event_free;
     table.event_synchronize = event_synchronize;
   }
-  g_device.object = {table, &g_registry, &g_device};
-  cache_buffer_type_init(&g_device.buffer_type, &g_device.object);
+  device->object = {table, &g_registry, device};
+  cache_buffer_type_init(&device->buffer_type, &device->object);
+}
 
+}  // namespace
+
+ggml_backend_dev_t inner_device(ggml_backend_dev_t device) { return self(device)->inner; }
+int gpu_of(ggml_backend_dev_t device) { return self(device)->gpu; }
+
+ggml_backend_reg_t wrapped_devices_make(const std::vector<InnerDevice>& inner) {
+  if (!g_devices.empty()) return &g_registry;
   g_registry.api_version = host().api_version;
   g_registry.iface = {registry_name, registry_device_count, registry_device, registry_proc_address};
+  for (const InnerDevice& device : inner) make_device(device);
   return &g_registry;
 }
 

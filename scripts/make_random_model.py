@@ -8,6 +8,7 @@ The tokenizer is copied from another GGUF file, SmolLM2's for instance.
 
     scripts/make_random_model.py TOKENIZER.gguf OUT.gguf
     scripts/make_random_model.py --layers 8 --heads 8 --kv-heads 2 --type f16 TOKENIZER.gguf OUT.gguf
+    scripts/make_random_model.py --type q4_0 --layers 32 --heads 32 --kv-heads 8 --embedding 4096 --ffn 14336 TOKENIZER.gguf OUT.gguf
 
 Needs the package gguf: if Python lacks it, it goes to a virtual environment in the cache (scripts/cache_folder.sh).
 """
@@ -70,6 +71,14 @@ class RandomWeights:
 
     def add_matrix(self, name, n_out, n_in):
         # Rows of unit gain keep activations near 1 through all layers.
+        if self.kind == "q4_0":
+            # Codes drawn as bytes, as quickly as they can be written: 16 levels of the block's scale, 4.61 of it in root mean square.
+            blocks = np.frombuffer(self.generator.bytes(n_out * n_in // 32 * 18), dtype=np.uint8).reshape(n_out, n_in // 32, 18).copy()
+            blocks[:, :, :2] = np.frombuffer(np.float16(1 / (4.61 * np.sqrt(n_in))).tobytes(), dtype=np.uint8)
+            data = blocks.reshape(n_out, n_in // 32 * 18)
+            self.writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+            self.bytes += data.nbytes
+            return
         weights = self.generator.standard_normal((n_out, n_in), dtype=np.float32) / np.float32(np.sqrt(n_in))
         if self.kind == "f16":
             data = weights.astype(np.float16)
@@ -94,7 +103,7 @@ def main():
     parser.add_argument("--embedding", type=int, default=512, help="width of the residual stream, a multiple of 32")
     parser.add_argument("--ffn", type=int, default=512, help="width of the feed-forward layer, a multiple of 32")
     parser.add_argument("--context", type=int, default=131072)
-    parser.add_argument("--type", choices=("q8_0", "f16"), default="q8_0", help="of the weights")
+    parser.add_argument("--type", choices=("q8_0", "q4_0", "f16"), default="q8_0", help="of the weights")
     options = parser.parse_args()
     if options.heads % options.kv_heads:
         parser.error("--heads must be a multiple of --kv-heads")
@@ -112,7 +121,7 @@ def main():
     writer.add_rope_dimension_count(options.head_dim)
     writer.add_rope_freq_base(500000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if options.type == "f16" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(getattr(gguf.LlamaFileType, "MOSTLY_" + options.type.upper()))
     n_vocab = copy_tokenizer(options.tokenizer, writer)
     writer.add_vocab_size(n_vocab)
 

@@ -46,6 +46,24 @@ set_tests_properties(plugin.graph.conditioned PROPERTIES
   TIMEOUT 120
   ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=k4v3")
 
+# The GPU half of the plug-in, on a GPU that is emulated by the CPU.
+kvturbo_add_plugin(ggml-kvturbo-emulated ${CMAKE_CURRENT_LIST_DIR}/emulated_gpu/emulated_stream.cc
+  ${CMAKE_CURRENT_LIST_DIR}/emulated_gpu/emulated_kernels.cc)
+target_link_libraries(ggml-kvturbo-emulated PRIVATE kvturbo_plugin_gpu_objects)
+add_dependencies(plugin_graph_test ggml-kvturbo-emulated)
+foreach(codec f16 hybrid scalar43 k4v3)
+  add_test(NAME plugin.gpu_graph.${codec} COMMAND plugin_graph_test)
+  set_tests_properties(plugin.gpu_graph.${codec} PROPERTIES
+    SKIP_RETURN_CODE 77
+    TIMEOUT 120
+    ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo-emulated>;KVTURBO_CODEC=${codec};KVTURBO_CONDITION=off;KVTURBO_SINKS=0")
+endforeach()
+add_test(NAME plugin.gpu_graph.conditioned COMMAND plugin_graph_test)
+set_tests_properties(plugin.gpu_graph.conditioned PROPERTIES
+  SKIP_RETURN_CODE 77
+  TIMEOUT 120
+  ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo-emulated>;KVTURBO_CODEC=k4v3")
+
 # Every allocation of the plug-in fails; contexts, threads, fork, unloading.
 foreach(name no_memory life)
   foreach(codec f16 k4v3)

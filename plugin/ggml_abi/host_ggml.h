@@ -20,6 +20,7 @@ namespace kvt::plugin {
 
 // Every ggml function that we call. All exist in backend API 2 and 3.
 #define KVT_HOST_FUNCTIONS(X)         \
+  X(ggml_backend_buffer_clear)        \
   X(ggml_backend_buffer_free)         \
   X(ggml_backend_buffer_get_base)     \
   X(ggml_backend_buffer_get_size)     \
@@ -34,11 +35,17 @@ namespace kvt::plugin {
   X(ggml_backend_dev_count)           \
   X(ggml_backend_dev_get)             \
   X(ggml_backend_dev_init)            \
+  X(ggml_backend_device_register)     \
+  X(ggml_backend_event_free)          \
+  X(ggml_backend_event_new)           \
   X(ggml_backend_free)                \
+  X(ggml_backend_reg_count)           \
+  X(ggml_backend_reg_get)             \
+  X(ggml_backend_register)            \
   X(ggml_backend_synchronize)         \
   X(ggml_backend_tensor_get)          \
   X(ggml_backend_tensor_set)          \
-  X(ggml_backend_tensor_set_2d)       \
+  X(ggml_backend_unload)              \
   X(ggml_backend_view_init)           \
   X(ggml_build_forward_expand)        \
   X(ggml_custom_4d)                   \
