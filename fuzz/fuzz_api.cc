@@ -102,7 +102,7 @@ class Session {
     a.n_kv_heads = 1;
     a.n_group = 1 + in_.below(6);
     a.n_queries = 1 + in_.below(4);
-    a.n_cells = in_.byte() % (kPages * KVT_PAGE_TOKENS + 1);
+    a.n_cells = static_cast<uint32_t>(in_.byte() % (kPages * KVT_PAGE_TOKENS + 1));
     a.k_pages = pages_[KVT_KEY].data();
     a.k_page_stride = pages_[KVT_KEY].size() / kPages;
     a.v_pages = pages_[KVT_VALUE].data();
@@ -117,7 +117,7 @@ class Session {
     a.out_query_stride = a.n_group * a.out_head_stride;
     a.scale = 0.125f;
     const uint32_t wrong = in_.byte() % 16, n_threads = 1 + in_.below(4);
-    if (wrong == 1) a.struct_size = in_.byte() % sizeof a;
+    if (wrong == 1) a.struct_size = static_cast<uint32_t>(in_.byte() % sizeof a);
     if (wrong == 2) a.n_group = in_.below(2) == 0 ? 0 : 65;
     if (wrong == 3) a.n_queries = 0;
     if (wrong == 4) a.q = nullptr;
