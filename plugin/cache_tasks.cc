@@ -66,7 +66,11 @@ void find_stages(SetRowsTask* task) {
     const std::pair<int64_t, int64_t> at{stream, cell / KeyMeans::kCells};
     if (at == newest || !conditioner->means().is_new(stream, cell)) continue;
     newest = at;
-    i == 0 ? task->begins_mean = true : (task->later_stages.push_back(i), true);
+    if (i == 0) {
+      task->begins_mean = true;
+    } else {
+      task->later_stages.push_back(i);
+    }
   }
 }
 
@@ -74,12 +78,9 @@ void run_begin_means(ggml_tensor*, int part, int n_parts, void* user_data) {
   const auto* stage = static_cast<const SetRowsStage*>(user_data);
   const SetRowsTask& task = *stage->task;
   CacheTensor* cache = task.cache;
-  int64_t last_row = -1;
   for (int64_t i = stage->begin; i < stage->end; ++i) {
     const int64_t row = task.first_row + row_index(task.node->src[1], i);
     if (row < 0 || row >= cache->n_rows()) return;  // run_set_rows reports it
-    if (last_row >= 0 && row / KeyMeans::kCells == last_row / KeyMeans::kCells && row / cache->n_cells() == last_row / cache->n_cells()) continue;
-    last_row = row;
     for (int64_t head = part; head < cache->n_heads(); head += n_parts) begin_mean(cache, row / cache->n_cells(), head, row % cache->n_cells());
   }
 }
