@@ -49,6 +49,12 @@ class Host {
     return rows;
   }
 
+  // Sets the keys of some cells, as a host that restores a state does.
+  void set_keys(int64_t first, int64_t n, const std::vector<ggml_fp16_t>& of_all_cells) {
+    const auto width = static_cast<size_t>(k_->ne[0]), at = static_cast<size_t>(first) * width;
+    ggml().ggml_backend_tensor_set(k_, of_all_cells.data() + at, at * sizeof(ggml_fp16_t), static_cast<size_t>(n) * width * sizeof(ggml_fp16_t));
+  }
+
   // Writes rows to cells first .. first + n - 1, and their queries attend all cells up to their own.
   ggml_status step(int64_t first, int64_t n, std::vector<float>* out) {
     const auto& g = ggml();

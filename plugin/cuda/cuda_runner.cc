@@ -34,7 +34,7 @@ class CudaRunner : public GraphRunner {
 
   enum ggml_status compute(ggml_cgraph* graph) override {
     if (graph->n_nodes == 0) return GGML_STATUS_SUCCESS;
-    state_settle_all();  // calls finish, if rows were restored
+    state_settle_caches_of(graph);  // calls finish, if rows were restored
     const std::lock_guard<std::mutex> lock(mutex_);
     stream_->make_current();
     finish_locked();
