@@ -126,6 +126,25 @@ TEST_F(PluginLife, RestoreInThreads) {
   EXPECT_EQ(restored_keys, keys);
 }
 
+// A text in batches of other lengths, from one with all queries' newest rows in many passes to single tokens: attention sums the same rows.
+TEST_F(PluginLife, BatchesOfAnyLength) {
+  constexpr int64_t kBegin = 300, kEnd = 500;
+  std::vector<float> whole;
+  for (const int64_t n : {kEnd - kBegin, int64_t{100}, int64_t{60}, int64_t{40}, int64_t{7}, int64_t{1}}) {
+    Host host(ours_);
+    step(&host, 0);
+    std::vector<float> all, out;
+    for (int64_t cell = kBegin; cell < kEnd; cell += n) {
+      // The same rows whatever the batch: those of one token.
+      ASSERT_EQ(host.step(cell, std::min(n, kEnd - cell), &out, 1), GGML_STATUS_SUCCESS);
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    if (whole.empty()) whole = all;
+    std::printf("batches of %d: relative difference %.2g\n", static_cast<int>(n), difference(all, whole));
+    EXPECT_LT(difference(all, whole), 1e-5) << n;
+  }
+}
+
 // More threads, fewer, more than ever before. Parts of a page's sums differ between thread counts in their last bits (algorithm.md 7).
 TEST_F(PluginLife, ThreadCountChanges) {
   Host host(ours_);

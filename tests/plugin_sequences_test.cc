@@ -462,6 +462,26 @@ double mean_divergence(const Logits& from, const Logits& to) {
   return sum / static_cast<double>(from.size());
 }
 
+// For scripts/reliability.sh: a text in batches of other lengths. In each layer only the order of sums differs (PluginLife.BatchesOfAnyLength);
+// through all layers the last bits of keys get them other codes.
+TEST(BatchLoss, DISABLED_OtherLengths) {
+  CacheSetup s;
+  s.n_cells = 1024;
+  Tokens text;
+  for (const Tokens* part : {&first(), &teach(), &second(), &teach_otherwise()}) text.insert(text.end(), part->begin(), part->end());
+  Logits whole;
+  for (const size_t n : {size_t{512}, size_t{170}, size_t{64}, size_t{40}}) {
+    Cache cache(s, teach());
+    for (size_t i = 0; i < text.size(); i += n) {
+      const auto begin = text.begin() + static_cast<ptrdiff_t>(i), end = text.begin() + static_cast<ptrdiff_t>(std::min(i + n, text.size()));
+      cache.add(0, Tokens(begin, end));
+    }
+    const Logits logits = cache.go_on(0, continued());
+    if (whole.empty()) whole = logits;
+    expect_close(("batches of " + std::to_string(n)).c_str(), logits, whole, kCodesForRows);
+  }
+}
+
 // For scripts/reliability.sh: the divergence from stock after 0, 1, 8 and 64 shifts of two tokens each.
 TEST(ShiftLoss, DISABLED_AfterManyShifts) {
   Logits results[2][4];
