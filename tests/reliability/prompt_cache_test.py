@@ -17,6 +17,8 @@ from llama_host import MODEL, Checks, Server, prose
 SWA_MODEL = os.environ.get("TEST_SWA_MODEL", os.path.join(os.path.dirname(MODEL), "gemma3-270m.gguf"))
 # A chunk that was moved, and the exact rows that became codes with it, change an answer as the codec does: mean nats of its tokens.
 MOVED_LOSS = 0.5
+# Nats. Stock moves the margin of this model's first token by 0.51 from a prompt alone to the same beside two others.
+TOSS_UP_SWA = 1.0
 
 
 def ask(server, text, n=24, slot=-1, **more):
@@ -95,14 +97,14 @@ def sliding_window(checks, codecs):
     # More than the ring holds (512 and a batch), in slots that take turns in it.
     texts = [prose(4400), prose(3300, 2000), prose(3800, 5000)]
     more = [t + prose(700, 9000) for t in texts]
-    stock, shifted = None, {}
+    stock, n_kept, shifted = None, None, {}
     for codec in [None, *codecs]:
         name = codec or "stock"
         with tempfile.TemporaryDirectory() as folder, Server(codec, "-np", 3, "-c", 3 * 1536, "--kv-unified", "-ub", 128, "--cache-ram", 0,
                                                              "--slot-save-path", folder, model=SWA_MODEL) as server:
             alone = [ask(server, t, 16, 0, cache_prompt=False) for t in texts]
             together = side_by_side(server, texts, 16)
-            same(checks, f"{name}, sliding window, slots side by side and alone", alone, together, TOSS_UP_STOCK)
+            same(checks, f"{name}, sliding window, slots side by side and alone", alone, together, TOSS_UP_SWA)
             # A slot goes on where it ended; then the same from a file, in another slot.
             whole = texts[1] + together[1]["content"]
             status, saved = server.request("POST", "/slots/1?action=save", {"filename": "slot"})
@@ -111,24 +113,26 @@ def sliding_window(checks, codecs):
             status, restored = server.request("POST", "/slots/2?action=restore", {"filename": "slot"})
             checks.check(status == 200 and restored["n_restored"] == saved["n_saved"], f"{name}, sliding window: slot restored, {restored}")
             elsewhere = ask(server, whole + " And", 12, 2)
-            same(checks, f"{name}, sliding window, restored slot", [onwards], [elsewhere], TOSS_UP_SAME)
-            checks.check(elsewhere["timings"]["cache_n"] == onwards["timings"]["cache_n"],
-                         f"{name}, sliding window: {elsewhere['timings']['cache_n']} tokens kept after a restore, {onwards['timings']['cache_n']} without")
+            same(checks, f"{name}, sliding window, restored slot", [onwards], [elsewhere], TOSS_UP_SWA)
+            # llama-server computes a restored prompt anew where its window is cut off, stock as well.
+            kept = [a["timings"]["cache_n"] for a in (onwards, elsewhere)]
+            n_kept = kept[1] if codec is None else n_kept
+            checks.check(kept[0] > 300 and kept[1] == n_kept, f"{name}, sliding window: tokens kept in the slot and in the restored one {kept}, stock {n_kept}")
             again = side_by_side(server, more, 16)
             answers = alone + again
             if codec is None:
                 stock = answers
             elif codec == "f16":
-                same(checks, "f16, sliding window, and stock", stock, answers, TOSS_UP_STOCK)
+                same(checks, "f16, sliding window, and stock", stock, answers, TOSS_UP_SWA)
         for arguments, shifts in ((["--context-shift"], False), (["--context-shift", "--swa-full"], True)):
-            with Server(codec, "-np", 1, "-c", 1024, "--cache-ram", 0, *arguments, model=SWA_MODEL) as server:
+            with Server(codec, "-np", 1, "-c", 1024, "-ub", 128, "--cache-ram", 0, *arguments, model=SWA_MODEL) as server:
                 answer = ask(server, prose(3600), 220)
                 refused = "context shift is not supported" in server.log() or "context_shift is not supported" in server.log()
             checks.check(refused != shifts, f"{name}, {' '.join(arguments)}: {'shifts' if shifts else 'refused in one line'}; {len(answer['tokens'])} tokens")
             if codec is None:
                 shifted[shifts] = answer
             elif codec == "f16":
-                same(checks, f"f16, sliding window, {' '.join(arguments)}, and stock", [shifted[shifts]], [answer], TOSS_UP_STOCK)
+                same(checks, f"f16, sliding window, {' '.join(arguments)}, and stock", [shifted[shifts]], [answer], TOSS_UP_SWA)
             else:
                 checks.check(len(answer["tokens"]) == len(shifted[shifts]["tokens"]), f"{codec}, {' '.join(arguments)}: as many tokens as stock")
 
