@@ -125,7 +125,7 @@ expect_exit 1 env PATH="$work/no_network:$PATH" "${eval_command[@]}" --text engl
 expect_one_error_line "text 'english': not in the cache, and get_texts.sh failed; cannot fetch the package perl-doc: check the network"
 expect_exit 1 run --text "$work/absent.txt"
 expect_one_error_line "text $work/absent.txt: no such file; give english, code, or a text file"
-head -c 500 "$work/prose.txt" >"$work/short.txt"
+head -c 700 "$work/prose.txt" >"$work/short.txt"
 expect_exit 1 run --text "$work/short.txt" --kv q4_0
 expect_one_error_line "text short.txt: it has only [0-9]+ tokens, -c 128 needs 256; give a longer text, or a smaller -c"
 n_chunks=9999 expect_exit 1 run --kv q4_0

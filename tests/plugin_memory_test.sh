@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the cache costs: as reported at 32K, and as growth of the resident set while a 4K context is filled, against f16.
+# What the cache costs: as reported at 32K, and as growth of the resident set while an 8K context is filled, against f16.
 . "$(dirname "$0")/plugin_support.sh"
 needs llama-server llama-completion
 command -v curl >/dev/null || skip "no curl"
@@ -10,7 +10,7 @@ ratio="$(sed 's/.*"ratio": \([0-9.]*\).*/\1/' "$work/report")"
 echo "hybrid, as reported at 32K: $ratio"
 expect_below 4.10 "$ratio" "the bound"
 
-# Resident: growth of anonymous memory from a short prompt to one that fills a 4K context, in f16 pages and in hybrid ones (stock
+# Resident: growth of anonymous memory from a short prompt to one that fills an 8K context, in f16 pages and in hybrid ones (stock
 # commits its whole cache at the start). What else grows, the host's buffers, is the same in both runs and is seen in the f16 one:
 # its cache is 23040 bytes per token (30 layers, 3 heads, K and V, d = 64).
 { cat "$TEST_SOURCE/LICENSE" "$TEST_SOURCE/LICENSE" "$TEST_SOURCE/LICENSE" "$TEST_SOURCE/LICENSE"; } | tr -s ' \n' ' ' >"$work/text"
@@ -23,7 +23,7 @@ ask() {  # N_BYTES: a prompt of that many bytes
 growth() {  # CODEC: sets bytes_per_token
   last_log="$work/server-$1"
   env "${plugin_environment[@]}" KVTURBO_CODEC="$1" "$TEST_HOST_BIN/llama-server" -m "$TEST_MODEL" --host 127.0.0.1 --port "$port" -t 2 -np 1 \
-    -c 4096 --cache-ram 0 >"$last_log.out" 2>"$last_log" </dev/null &
+    -c 8192 --cache-ram 0 >"$last_log.out" 2>"$last_log" </dev/null &
   server_pid=$!
   for _ in $(seq 240); do
     curl -sf "http://127.0.0.1:$port/health" >/dev/null && break
@@ -32,7 +32,7 @@ growth() {  # CODEC: sets bytes_per_token
   local n_first n_second before after
   n_first="$(ask 200)"
   before="$(resident_kb)"
-  n_second="$(ask 19500)"
+  n_second="$(ask 39000)"
   after="$(resident_kb)"
   kill "$server_pid"
   wait "$server_pid" 2>/dev/null
