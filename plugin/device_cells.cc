@@ -145,9 +145,13 @@ std::vector<int32_t> DeviceCells::read_ring_cells() const {
   return cells;
 }
 
-void DeviceCells::download(CacheTensor* cache, int64_t first_row, int64_t n_rows) const {
+void DeviceCells::download_pages(CacheTensor* cache, int64_t first_row, int64_t n_rows) const {
   for_page_ranges(*cache, first_row, n_rows,
                   [&](size_t offset, char* place, size_t bytes) { block_->read(offset, bytes, place); });
+}
+
+void DeviceCells::download(CacheTensor* cache, int64_t first_row, int64_t n_rows) const {
+  download_pages(cache, first_row, n_rows);
   if (cache->n_exact() > 0) {
     block_->read(first_, cache->exact_stream_stride() * n_streams_, cache->exact_row(0, 0, 0));
   }

@@ -60,6 +60,7 @@ class DeviceCells {
 
   // Cells of the rows first_row .. first_row + n_rows - 1, and all exact rows: device -> host's side. Nothing may be computing.
   void download(CacheTensor* cache, int64_t first_row, int64_t n_rows) const;
+  void download_pages(CacheTensor* cache, int64_t first_row, int64_t n_rows) const;
   // The reverse, conditioning included.
   void upload(CacheTensor* cache, int64_t first_row, int64_t n_rows);
   void upload_conditioning(const CacheTensor& cache);

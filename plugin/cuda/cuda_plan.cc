@@ -90,7 +90,7 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   staging_.clear();
   constants_.clear();
   n_attentions_done_ = n_constant_numbers_ = prepared_bytes_ = 0;
-  probe_slot_ = -1;
+  n_slots_used_ = 0;
   is_changed_ = depends_on_cells_ = false;
   is_capturable_ = graph->uid != 0;
 
@@ -99,6 +99,13 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   flush_rows();
   for (Learning& learning : learning_) {
     if (!learning.is_planned) add_learning(&learning, nullptr);
+  }
+  if (std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return l.keys.n_slots() > 1; })) {
+    add_launch([this](std::string* error) {
+      if (stream_->add_one(reinterpret_cast<uint32_t*>(memory_.slot_number.base()))) return true;
+      *error = stream_->last_error();
+      return false;
+    });
   }
   workspace_bytes_ = 0;
   for (const Attention& attention : attentions_) {
@@ -173,20 +180,20 @@ void CudaPlan::add_inner(ggml_tensor* node) {
   steps_.back().has_work = steps_.back().has_work || !host().is_empty_op(node->op);
 }
 
-void CudaPlan::add_launch(std::function<bool(std::string*)> run) {
+void CudaPlan::add_launch(std::function<bool(std::string*)> run, const bool* is_due) {
   PlanStep step;
   step.kind = PlanStep::Kind::kLaunch;
   step.run = std::move(run);
+  step.is_due = is_due;
   steps_.push_back(std::move(step));
 }
 
-void CudaPlan::add_host(std::function<bool(std::string*)> run, const bool* is_due) {
+void CudaPlan::add_host(std::function<bool(std::string*)> run) {
   PlanStep step;
   step.kind = PlanStep::Kind::kHost;
   step.run = std::move(run);
-  step.is_due = is_due;
   steps_.push_back(std::move(step));
-  if (is_due == nullptr) is_capturable_ = false;
+  is_capturable_ = false;
 }
 
 // Keys and values of a layer follow each other, with nothing but views between them: one launch serves both. Rows of one side wait for
@@ -231,6 +238,8 @@ void CudaPlan::add_rows(const std::vector<NewRows>& rows) {
     Learning* learning = &learning_.emplace_back(Learning{KeyLearning(r.node, r.cache), -1});
     if (reader != nullptr && reader->task.keys.cache == r.cache) learning->keys.set_queries(reader->node->src[0]);
     learning->slot = staging_.claim(learning->keys.staging_bytes());
+    learning->step = steps_.size();
+    if (learning->keys.n_slots() > 1) continue;
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_rows(stream_, memory_)) return true;
       *error = stream_->last_error();
@@ -324,12 +333,33 @@ CudaPlan::Learning* CudaPlan::learning_of(const CacheTensor* cache) {
   return nullptr;
 }
 
+// Steps of few rows: keys and queries go in one launch if nothing computes between, else the keys in one of their own, as their memory
+// may be another tensor's by the time of the attention.
+void CudaPlan::add_staging(Learning* learning, bool has_queries) {
+  const auto begin = steps_.begin() + static_cast<ptrdiff_t>(learning->step);
+  const bool are_together = std::all_of(begin, steps_.end(), [](const PlanStep& s) { return s.kind == PlanStep::Kind::kNodes && !s.has_work; });
+  const auto stage = [this, learning](bool with_rows, bool with_queries) {
+    return [this, learning, with_rows, with_queries](std::string* error) {
+      if (stream_->stage(learning->keys.pieces(memory_, with_rows, with_queries))) return true;
+      *error = stream_->last_error();
+      return false;
+    };
+  };
+  if (are_together) return add_launch(stage(true, has_queries));
+  PlanStep rows;
+  rows.kind = PlanStep::Kind::kLaunch;
+  rows.run = stage(true, false);
+  steps_.insert(begin, std::move(rows));
+  for (Learning& other : learning_) other.step += other.step > learning->step;
+  if (has_queries) add_launch(stage(false, true));
+}
+
 // What follows the copy of new keys: that of the queries, and for learning at once the work on the host.
 void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   learning->is_planned = true;
-  if (queries == nullptr) {
-    learning->keys.set_queries(nullptr);
-  } else {
+  if (queries == nullptr) learning->keys.set_queries(nullptr);
+  if (learning->keys.n_slots() > 1) return add_staging(learning, queries != nullptr);
+  if (queries != nullptr) {
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_queries(stream_, memory_)) return true;
       *error = stream_->last_error();
@@ -339,16 +369,16 @@ void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   if (!learning->keys.is_at_once()) return;  // its slot stays taken: it is read after the graph
   add_host(
       [this, learning](std::string* error) {
-        if (!learning->keys.learn_from_batch(memory_)) {
+        if (!learning->keys.learn(memory_, 1)) {
           *error = kRowOutside;
           return false;
         }
         if (!learning->keys.finish(stream_, &memory_, error)) return false;
+        memory_.kept_bytes_used = 0;
         if (stream_->synchronize()) return true;
         *error = stream_->last_error();
         return false;
-      },
-      nullptr);
+      });
   staging_.release(learning->slot);
 }
 
@@ -392,9 +422,19 @@ void CudaPlan::add_attention(Attention* attention) {
   const bool is_probed = task.takes_recent && task.keys.head == 0 &&
                          task.keys.cache->n_heads() == static_cast<int64_t>(task.shape.n_kv_heads);
   if (is_probed) {
-    const size_t bytes = size_t{task.shape.n_kv_heads} * task.shape.n_group * attention->args.head_dim_k * sizeof(float);
-    probe_slot_ = probe_slot_ < 0 ? staging_.claim(bytes) : probe_slot_;
-    add_host([this, attention](std::string* error) { return probe(attention, error); }, &attention->is_probe_due);
+    attention->probe_slot = staging_.claim(size_t{task.shape.n_kv_heads} * task.shape.n_group * attention->args.head_dim_k * sizeof(float));
+    add_launch(
+        [this, attention](std::string* error) {
+          const kvt_attention& shape = attention->task.shape;
+          const char* last = static_cast<const char*>(attention->node->src[0]->data) + (shape.n_queries - 1) * shape.q_query_stride;
+          if (stream_->copy_to_host(memory_.staging.base() + staging_.offset(attention->probe_slot), last, shape.q_head_stride,
+                                    size_t{attention->args.head_dim_k} * sizeof(float), size_t{shape.n_kv_heads} * shape.n_group)) {
+            return true;
+          }
+          *error = stream_->last_error();
+          return false;
+        },
+        &attention->is_probe_due);
   }
   if (attention->is_direct) return add_direct(attention);
 
@@ -518,18 +558,11 @@ bool are_rings_as_thought(const CacheTensor& a, const CacheTensor& b) {
 
 }  // namespace
 
-bool CudaPlan::probe(Attention* attention, std::string* error) {
-  const AttendTask& task = attention->task;
-  const kvt_attention& shape = task.shape;
+// After the graph: the ring still is what it was. moved: -1 if too little is known.
+bool CudaPlan::probe(const Attention& attention, double* moved, std::string* error) const {
+  *moved = -1;
+  const AttendTask& task = attention.task;
   CacheTensor* keys = task.keys.cache;
-  const size_t head_bytes = size_t{attention->args.head_dim_k} * sizeof(float);
-  char* queries = memory_.staging.base() + staging_.offset(probe_slot_);
-  const char* last = static_cast<const char*>(attention->node->src[0]->data) + (shape.n_queries - 1) * shape.q_query_stride;
-  if (!stream_->copy_to_host(queries, last, shape.q_head_stride, head_bytes, size_t{shape.n_kv_heads} * shape.n_group) ||
-      !stream_->synchronize()) {
-    *error = stream_->last_error();
-    return false;
-  }
   if (!are_rings_as_thought(*keys, *task.values.cache)) {
     *error = "the host writes keys and values to different cells; use KVTURBO_RECENT=0";
     return false;
@@ -545,11 +578,10 @@ bool CudaPlan::probe(Attention* attention, std::string* error) {
     first = std::min<int64_t>(first, cells[e]);
     last_cell = std::max<int64_t>(last_cell, cells[e]);
   }
-  keys->device()->download(keys, static_cast<int64_t>(task.keys.stream) * keys->n_cells() + first, last_cell + 1 - first);
-  const double moved = score_error(keys, task.keys.stream, reinterpret_cast<const float*>(queries),
-                                   shape.n_group * size_t{attention->args.head_dim_k}, shape.scale);
+  keys->device()->download_pages(keys, static_cast<int64_t>(task.keys.stream) * keys->n_cells() + first, last_cell + 1 - first);
+  const auto* queries = reinterpret_cast<const float*>(memory_.staging.base() + staging_.offset(attention.probe_slot));
+  *moved = score_error(keys, task.keys.stream, queries, task.shape.n_group * size_t{attention.args.head_dim_k}, task.shape.scale);
   keys->drop_host_pages();
-  if (moved >= 0) report_score_error(*keys, moved);
   return true;
 }
 
@@ -692,7 +724,8 @@ bool CudaPlan::place() {
     if (attention.slopes_at >= 0) attention.slopes_at += static_cast<ptrdiff_t>(number_bytes);
   }
   if (!memory_.scratch.require(slots_.bytes()) || !memory_.workspace.require(workspace_bytes_) ||
-      !memory_.prepared.require(prepared_bytes_) || !memory_.staging.require(staging_.bytes())) {
+      !memory_.prepared.require(prepared_bytes_) || !memory_.staging.require(staging_.bytes()) ||
+      (!learning_.empty() && !memory_.slot_number.require(sizeof(uint32_t)))) {
     return false;
   }
   for (Learning& learning : learning_) learning.keys.set_staging_offset(staging_.offset(learning.slot));
@@ -726,31 +759,61 @@ bool CudaPlan::begin() {
 void CudaPlan::end() {
   const uint64_t step = ++g_step;
   for (const NewRows& rows : new_rows_) rows.cache->device()->note_rows(new_cells_of(rows.cache), step);
-  has_rest_ = std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return !l.keys.is_at_once(); });
+  n_slots_used_ += std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return !l.keys.is_at_once(); });
 }
 
-bool CudaPlan::do_rest(std::string* error) {
-  has_rest_ = false;
-  // Layers are independent of one another, and the GPU waits meanwhile.
-  constexpr size_t kMostThreads = 8;
+bool CudaPlan::has_probes() const {
+  return std::any_of(attentions_.begin(), attentions_.end(), [](const Attention& a) { return a.is_probe_due; });
+}
+
+bool CudaPlan::is_rest_due() const {
+  return has_probes() || (n_slots_used_ > 0 && std::any_of(learning_.begin(), learning_.end(), [this](const Learning& l) {
+                            return !l.keys.is_at_once() && l.keys.is_due_after(n_slots_used_);
+                          }));
+}
+
+namespace {
+
+// work(i) for i below n, by a few threads. False if memory ran out.
+template <typename Work>
+bool in_threads(size_t n, size_t n_threads, const Work& work) {
   std::atomic<size_t> next{0};
-  std::atomic<bool> is_inside{true}, is_complete{true};
-  const auto work = [&] {
+  std::atomic<bool> is_complete{true};
+  const auto run = [&] {
     const bool is_done = completes([&] {
-      for (size_t i = next++; i < learning_.size(); i = next++) {
-        if (!learning_[i].keys.is_at_once() && !learning_[i].keys.learn_from_batch(memory_)) is_inside = false;
-      }
+      for (size_t i = next++; i < n; i = next++) work(i);
     });
     if (!is_done) is_complete = false;
   };
-  const bool are_many = learning_[0].keys.n_rows() >= static_cast<int64_t>(KeyConditioner::kEnoughRows);
-  const size_t n_threads = are_many ? std::min<size_t>({kMostThreads, learning_.size(), std::thread::hardware_concurrency()}) : 1;
   std::vector<std::thread> threads;
   completes([&] {  // with fewer threads than asked for it takes longer
-    while (threads.size() + 1 < n_threads) threads.emplace_back(work);
+    while (threads.size() + 1 < std::min<size_t>({n, n_threads, std::thread::hardware_concurrency()})) threads.emplace_back(run);
   });
-  work();
+  run();
   for (std::thread& thread : threads) thread.join();
+  return is_complete;
+}
+
+constexpr size_t kMostThreads = 8;
+
+}  // namespace
+
+bool CudaPlan::do_rest(std::string* error) {
+  if (n_slots_used_ > 0 && !do_learning(error)) return false;
+  return !has_probes() || do_probes(error);
+}
+
+// Layers are independent of one another, and the GPU waits meanwhile.
+bool CudaPlan::do_learning(std::string* error) {
+  const size_t n_slots = n_slots_used_;
+  n_slots_used_ = 0;
+  constexpr size_t kWorthThreads = 16;  // rows
+  const bool are_many = n_slots * static_cast<size_t>(learning_[0].keys.n_rows()) >= kWorthThreads;
+  std::atomic<bool> is_inside{true};
+  const bool is_complete = in_threads(learning_.size(), are_many ? kMostThreads : 1, [&](size_t i) {
+    KeyLearning& keys = learning_[i].keys;
+    if (!keys.is_at_once() && !keys.learn(memory_, std::min(n_slots, keys.n_slots()))) is_inside = false;
+  });
   if (!is_inside || !is_complete) {
     *error = is_inside ? "no memory to learn the conditioning of keys" : kRowOutside;
     return false;
@@ -758,9 +821,36 @@ bool CudaPlan::do_rest(std::string* error) {
   for (Learning& learning : learning_) {
     if (!learning.keys.is_at_once() && !learning.keys.finish(stream_, &memory_, error)) return false;
   }
-  if (stream_->synchronize()) return true;
-  *error = stream_->last_error();
-  return false;
+  memory_.kept_bytes_used = 0;
+  if (!stream_->synchronize()) {
+    *error = stream_->last_error();
+    return false;
+  }
+  const uint32_t first_slot = 0;
+  memory_.slot_number.block()->write(0, sizeof(first_slot), &first_slot);
+  return true;
+}
+
+bool CudaPlan::do_probes(std::string* error) {
+  std::vector<Attention*> due;
+  for (Attention& attention : attentions_) {
+    if (attention.is_probe_due) due.push_back(&attention);
+    attention.is_probe_due = false;
+  }
+  std::vector<double> moved(due.size(), -1.0);
+  std::vector<std::string> errors(due.size());
+  if (!in_threads(due.size(), kMostThreads, [&](size_t i) { probe(*due[i], &moved[i], &errors[i]); })) {
+    *error = "no memory to check how codes fit keys";
+    return false;
+  }
+  for (size_t i = 0; i < due.size(); ++i) {
+    if (!errors[i].empty()) {
+      *error = errors[i];
+      return false;
+    }
+    if (moved[i] >= 0) report_score_error(*due[i]->task.keys.cache, moved[i]);
+  }
+  return true;
 }
 
 }  // namespace kvt::plugin

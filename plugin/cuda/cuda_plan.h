@@ -31,7 +31,7 @@ struct PlanStep {
   size_t begin = 0, end = 0;  // kNodes: of CudaPlan::nodes()
   bool has_work = false;      // kNodes: some node computes
   std::function<bool(std::string* error)> run;  // others; kHost: the stream is idle then
-  const bool* is_due = nullptr;                 // kHost: only if; nullptr: always
+  const bool* is_due = nullptr;                 // others: only if; nullptr: always
 };
 
 class CudaPlan {
@@ -50,12 +50,13 @@ class CudaPlan {
   // Whether the steps, without those of kind kHost, may become a CUDA graph.
   bool is_capturable() const { return is_capturable_; }
 
-  // Before the steps: counts rows. Returns whether a step of kind kHost has to run.
+  // Before the steps: counts rows. Returns whether steps have to run that are not in a CUDA graph.
   bool begin();
   // After the steps.
   void end();
-  // What was left for later, when the steps are complete.
-  bool has_rest() const { return has_rest_; }
+  // What was left for later, when the steps are complete; is_rest_due: it must not wait any longer.
+  bool has_rest() const { return n_slots_used_ > 0 || has_probes(); }
+  bool is_rest_due() const;
   bool do_rest(std::string* error);
 
  private:
@@ -68,6 +69,7 @@ class CudaPlan {
     int step = -1;             // of prepared_
     ptrdiff_t slopes_at = -1;  // in constants
     int slots[2] = {-1, -1};   // scratch of keys and values
+    int probe_slot = -1;       // of staging memory; -1: is not probed
     bool is_probe_due = false;
   };
   // One launch of kvt_cuda_prepare_step.
@@ -87,6 +89,7 @@ class CudaPlan {
     KeyLearning keys;
     int slot;                // of staging memory
     bool is_planned = false;  // what follows the copy of its rows
+    size_t step = 0;          // that comes after the rows are there
   };
   // Where rows of a cache lie while a node works on them: a slot of scratch, or its own rows on the device.
   struct Place {
@@ -103,8 +106,8 @@ class CudaPlan {
   void find_attentions(const ggml_cgraph* graph);
   void add_node(ggml_tensor* node);
   void add_inner(ggml_tensor* node);
-  void add_launch(std::function<bool(std::string*)> run);
-  void add_host(std::function<bool(std::string*)> run, const bool* is_due);
+  void add_launch(std::function<bool(std::string*)> run, const bool* is_due = nullptr);
+  void add_host(std::function<bool(std::string*)> run);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);
   void flush_rows();
   void add_rows(const std::vector<NewRows>& rows);
@@ -127,13 +130,16 @@ class CudaPlan {
   ggml_tensor* shadow_on(const ggml_tensor* node, const Places& places);
   void move(ggml_tensor* shadow, const Places& places);
   bool place();
-  bool probe(Attention* attention, std::string* error);
+  void add_staging(Learning* learning, bool has_queries);
+  bool has_probes() const;
+  bool do_learning(std::string* error);
+  bool do_probes(std::string* error);
+  bool probe(const Attention& attention, double* moved, std::string* error) const;
 
   GpuStream* stream_;
   PlanMemory memory_;
   size_t n_constant_numbers_ = 0;  // 0, 1, 2 ... at the beginning of the constants
   std::vector<char> constants_;
-  int probe_slot_ = -1;  // of staging memory
 
   std::vector<PlanStep> steps_;
   std::vector<ggml_tensor*> nodes_;
@@ -150,7 +156,8 @@ class CudaPlan {
   std::deque<kvt_cuda_exact_rows> exact_rows_;
   std::vector<Moved> moved_;
   ScratchSlots slots_, staging_;
-  bool is_changed_ = false, is_capturable_ = false, has_rest_ = false;
+  bool is_changed_ = false, is_capturable_ = false;
+  size_t n_slots_used_ = 0;  // steps whose keys wait in staging memory
   bool depends_on_cells_ = false;  // on which the host writes to
 
   // What the plan was made for.
