@@ -111,7 +111,7 @@ part_build() {
   mkdir -p "$work/ggml-build"
   cmake -S "$work/ggml" -B "$work/ggml-build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_BACKEND_DL=ON \
     -DGGML_NATIVE=OFF -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)" \
-    -DCMAKE_CUDA_COMPILER="$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)" -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF -DGGML_BUILD_TESTS=OFF \
+    -DCMAKE_CUDA_COMPILER="$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)" -DGGML_CUDA_GRAPHS=ON -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF -DGGML_BUILD_TESTS=OFF \
     -DGGML_BUILD_EXAMPLES=OFF >"$work/configure.log" 2>&1 || { tail -n 20 "$work/configure.log"; fail "ggml does not configure"; }
   cmake --build "$work/ggml-build" --target ggml-cuda -j "$(nproc)" >"$work/build.log" 2>&1 || {
     grep -E 'error|FAILED' "$work/build.log" | head; fail "ggml does not build"; }

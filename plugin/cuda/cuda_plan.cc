@@ -5,6 +5,7 @@
 #include <cstring>
 #include <set>
 #include <thread>
+#include <tuple>
 
 #include "cache_buffer.h"
 #include "fit_probe.h"
@@ -81,15 +82,16 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   prepared_.clear();
   new_rows_.clear();
   waiting_rows_.clear();
-  numbers_of_.clear();
+  parts_of_.clear();
   wait_ = wait;
+  appends_.clear();
   learning_.clear();
   exact_rows_.clear();
   moved_.clear();
   slots_.clear();
   staging_.clear();
   constants_.clear();
-  n_attentions_done_ = n_constant_numbers_ = prepared_bytes_ = 0;
+  n_attentions_done_ = n_constant_numbers_ = prepared_bytes_ = list_bytes_ = 0;
   n_slots_used_ = 0;
   is_changed_ = depends_on_cells_ = false;
   is_capturable_ = graph->uid != 0;
@@ -97,6 +99,7 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   find_attentions(graph);
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
   flush_rows();
+  flush_appends();
   for (Learning& learning : learning_) {
     if (!learning.is_planned) add_learning(&learning, nullptr);
   }
@@ -113,7 +116,7 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   }
   const bool has_room = memory_.scratch.has(slots_.bytes()) && memory_.prepared.has(prepared_bytes_) &&
                         memory_.workspace.has(workspace_bytes_) && memory_.staging.has(staging_.bytes()) && constants_.empty() &&
-                        n_constant_numbers_ == 0;
+                        n_constant_numbers_ == 0 && appends_.empty();
   if (!has_room) wait();
   if (is_changed_ && !place()) return false;
   uid_ = graph->uid;
@@ -166,6 +169,7 @@ void CudaPlan::add_node(ggml_tensor* node) {
     Learning* learning = learning_of(paged_cache_of(src));
     if (learning != nullptr) add_learning(learning, nullptr);
   }
+  flush_appends();
   add_generic(node);
 }
 
@@ -222,6 +226,7 @@ void CudaPlan::flush_rows() {
 
 // Of keys, of values, or of both in this order.
 void CudaPlan::add_rows(const std::vector<NewRows>& rows) {
+  if (std::any_of(rows.begin(), rows.end(), [this](const NewRows& r) { return is_kept(r.cache); })) flush_appends();
   std::vector<Attention*> with_scratch;
   for (const NewRows& r : rows) {
     new_rows_.push_back(r);
@@ -231,7 +236,7 @@ void CudaPlan::add_rows(const std::vector<NewRows>& rows) {
     if (has_scratch) add_decode_for(reader, r.cache->side());
     with_scratch.push_back(has_scratch ? reader : nullptr);
   }
-  add_encode(rows);
+  can_encode_later(rows) ? add_keep(rows) : add_encode(rows);
   for (const NewRows& r : rows) {
     if (r.cache->conditioner() == nullptr || !r.cache->conditioner()->is_learning()) continue;
     Attention* reader = next_reader(r.cache);
@@ -289,30 +294,135 @@ void CudaPlan::add_encode(const std::vector<NewRows>& rows) {
   if (rows.size() == 2) encode(args[1]);
 }
 
+// Whether this step reads none of the codes of these rows: each query that sees one has it among the newest rows.
+bool CudaPlan::can_encode_later(const std::vector<NewRows>& rows) {
+  if (rows.size() != 2 || !is_one_part(rows[0]) || owner_of(rows[0].node->src[1])->op != host().op.none ||
+      owner_of(rows[1].node->src[1])->op != host().op.none) {
+    return false;
+  }
+  const CacheTensor *keys = rows[0].cache, *values = rows[1].cache;
+  for (const CacheTensor* cache : {keys, values}) {
+    if (cache->codec_id() == KVT_CODEC_F16 || cache->recent() == nullptr || cache->device()->capacity() == 0 ||
+        rows[0].node->src[0]->ne[1] > static_cast<int64_t>(cache->recent()->window())) {
+      return false;
+    }
+  }
+  bool is_read = false;
+  for (size_t i = n_attentions_done_; i < attentions_.size(); ++i) {
+    const Attention& reader = attentions_[i];
+    if (reader.task.keys.cache != keys && reader.task.values.cache != values) continue;
+    is_read = true;
+    if (reader.task.keys.cache != keys || reader.task.values.cache != values || !reader.is_direct || !takes_ring(reader)) return false;
+  }
+  return is_read;
+}
+
+// The rows go to the exact ones, and as fp16 to scratch memory.
+void CudaPlan::add_keep(const std::vector<NewRows>& rows) {
+  kvt_cuda_encode_args args[2];
+  int slots[2];
+  for (size_t side = 0; side < 2; ++side) {
+    const CacheTensor& cache = *rows[side].cache;
+    args[side] = encode_args_of(cache, rows[side].node);
+    exact_rows_.push_back(exact_rows_of(cache, 0, 0, true));
+    args[side].exact = &exact_rows_.back();
+    slots[side] = slots_.claim(static_cast<size_t>(rows[side].node->src[0]->ne[1]) * cache.row_bytes());
+  }
+  const kvt_cuda_encode_args keys = args[0], values = args[1];
+  const int key_slot = slots[0], value_slot = slots[1];
+  add_launch([this, keys, values, key_slot, value_slot](std::string* error) {
+    const auto copy = [this](int slot) { return reinterpret_cast<uint16_t*>(memory_.scratch.base() + slots_.offset(slot)); };
+    return check(kvt_cuda_keep_rows(&keys, &values, copy(key_slot), copy(value_slot), stream_->handle()), "new rows", error);
+  });
+  const auto is_alike = [&](const Append& a) {
+    return !a.is_planned && a.keys[0].codec == keys.codec && a.keys[0].n_rows == keys.n_rows && a.keys[0].n_kv_heads == keys.n_kv_heads &&
+           a.keys[0].head_dim == keys.head_dim && a.values[0].head_dim == values.head_dim &&
+           (a.keys[0].key_mean != nullptr) == (keys.key_mean != nullptr);
+  };
+  const auto found = std::find_if(appends_.begin(), appends_.end(), is_alike);
+  Append* append = found != appends_.end() ? &*found : &appends_.emplace_back();
+  for (size_t side = 0; side < 2; ++side) {
+    kvt_cuda_encode_args& a = args[side];
+    a.src_type = KVT_CUDA_F16;
+    a.src_row_stride = rows[side].cache->row_bytes();
+    a.src_head_stride = a.head_dim * sizeof(uint16_t);
+    (side == 0 ? append->keys : append->values).push_back(a);
+    append->slots.push_back(slots[side]);
+  }
+  append->key_scales.push_back(rows[0].cache->conditioner() != nullptr ? rows[0].cache->device()->key_scale() : nullptr);
+}
+
+bool CudaPlan::is_kept(const CacheTensor* cache) const {
+  return std::any_of(appends_.begin(), appends_.end(), [cache](const Append& append) {
+    const auto is_its = [cache](const kvt_cuda_encode_args& args) { return args.pages == cache->device()->pages(); };
+    return !append.is_planned && (std::any_of(append.keys.begin(), append.keys.end(), is_its) ||
+                                  std::any_of(append.values.begin(), append.values.end(), is_its));
+  });
+}
+
+// What was kept is encoded here.
+void CudaPlan::flush_appends() {
+  for (Append& append : appends_) {
+    if (append.is_planned) continue;
+    append.is_planned = true;
+    const auto n_layers = static_cast<uint32_t>(append.keys.size());
+    append.list.resize(kvt_cuda_append_list_bytes(n_layers));
+    append.offset = list_bytes_;
+    list_bytes_ += aligned(append.list.size());
+    add_launch([this, &append, n_layers](std::string* error) {
+      return check(kvt_cuda_append_layers(append.keys.data(), n_layers, append.list.data(), memory_.lists.base() + append.offset, stream_->handle()),
+                   "append", error);
+    });
+  }
+}
+
+// Once addresses are known.
+bool CudaPlan::make_lists() {
+  if (!memory_.lists.require(list_bytes_)) return false;
+  for (Append& append : appends_) {
+    for (size_t i = 0; i < append.slots.size(); ++i) {
+      (i % 2 == 0 ? append.keys : append.values)[i / 2].src = memory_.scratch.base() + slots_.offset(append.slots[i]);
+    }
+    if (kvt_cuda_make_append_list(append.keys.data(), append.values.data(), append.key_scales.data(), static_cast<uint32_t>(append.keys.size()),
+                                  append.list.data()) != KVT_OK) {
+      return false;
+    }
+    memory_.lists.block()->write(append.offset, append.list.size(), append.list.data());
+  }
+  return true;
+}
+
+namespace {
+
+constexpr int64_t kMostRowsInOne = KeyMeans::kUnsettledCells;
+
+}  // namespace
+
+// So few rows of each stream that none is predicted from another.
+bool CudaPlan::is_one_part(const NewRows& keys) {
+  const int64_t n_rows = keys.node->src[0]->ne[1];
+  const Attention* reader = next_reader(keys.cache);
+  return n_rows <= kMostRowsInOne || (reader != nullptr && reader->task.shape.n_queries <= kMostRowsInOne &&
+                                      int64_t{reader->task.shape.n_queries} * reader->task.shape.n_streams == n_rows);
+}
+
 // Where the parts of a batch of keys begin: a mean is predicted from the run of cells before, which has to be stored by then.
 std::vector<int64_t> CudaPlan::parts_of(const NewRows& keys) {
-  constexpr int64_t kMostRowsInOne = KeyMeans::kUnsettledCells;
   const ggml_tensor* index = keys.node->src[1];
   const int64_t n_rows = keys.node->src[0]->ne[1];
   std::vector<int64_t> parts{0};
   // Numbers that the graph itself computes are known too late; no host does that.
-  if (n_rows <= kMostRowsInOne || owner_of(index)->op != host().op.none) return parts;
-  const Attention* reader = next_reader(keys.cache);
-  if (reader != nullptr && reader->task.shape.n_queries <= kMostRowsInOne &&
-      int64_t{reader->task.shape.n_queries} * reader->task.shape.n_streams == n_rows) {
-    return parts;  // so few of each stream
-  }
+  if (is_one_part(keys) || owner_of(index)->op != host().op.none) return parts;
   depends_on_cells_ = true;
-  const auto [found, is_new] = numbers_of_.try_emplace(index->data);
-  std::vector<int64_t>& numbers = found->second;
-  if (is_new) {
-    wait_();
-    std::vector<char> bytes(host().ggml_nbytes(index));
-    host().ggml_backend_tensor_get(index, bytes.data(), 0, bytes.size());
-    numbers = row_numbers(bytes.data(), index->type == GGML_TYPE_I64 ? KVT_CUDA_I64 : KVT_CUDA_I32, n_rows);
-  }
   const auto first_row = static_cast<int64_t>(keys.cache->offset_of(keys.node->data) / keys.cache->row_bytes());
   const int64_t n_cells = keys.cache->n_cells();
+  // Layers have the same parts, as a rule.
+  const auto [found, is_new] = parts_of_.try_emplace(std::make_tuple(static_cast<const void*>(index->data), first_row, n_cells));
+  if (!is_new) return found->second;
+  wait_();
+  std::vector<char> bytes(host().ggml_nbytes(index));
+  host().ggml_backend_tensor_get(index, bytes.data(), 0, bytes.size());
+  const std::vector<int64_t> numbers = row_numbers(bytes.data(), index->type == GGML_TYPE_I64 ? KVT_CUDA_I64 : KVT_CUDA_I32, n_rows);
   std::set<std::pair<int64_t, int64_t>> runs;  // stream and run, of the present part
   for (int64_t i = 0; i < n_rows; ++i) {
     const int64_t row = first_row + numbers[static_cast<size_t>(i)];
@@ -323,6 +433,7 @@ std::vector<int64_t> CudaPlan::parts_of(const NewRows& keys) {
     }
     runs.insert(run);
   }
+  found->second = parts;
   return parts;
 }
 
@@ -419,7 +530,8 @@ void CudaPlan::add_attention(Attention* attention) {
   const AttendTask& task = attention->task;
   Learning* learning = learning_of(task.keys.cache);
   if (learning != nullptr) add_learning(learning, attention->node->src[0]);
-  const bool is_probed = task.takes_recent && task.keys.head == 0 &&
+  // Many queries, as prompts are, come again and again, and the first token after them is probed too.
+  const bool is_probed = attention->is_direct && task.takes_recent && task.keys.head == 0 &&
                          task.keys.cache->n_heads() == static_cast<int64_t>(task.shape.n_kv_heads);
   if (is_probed) {
     attention->probe_slot = staging_.claim(size_t{task.shape.n_kv_heads} * task.shape.n_group * attention->args.head_dim_k * sizeof(float));
@@ -496,6 +608,13 @@ const void* CudaPlan::new_cells_of(const CacheTensor* cache) const {
   return rows->node->src[1];
 }
 
+// Keys and values are written together, so their rings are equal; where they are not, newest rows are left to the codes.
+bool CudaPlan::takes_ring(const Attention& attention) const {
+  const CacheTensor *keys = attention.task.keys.cache, *values = attention.task.values.cache;
+  return attention.task.takes_recent && values->device()->ring_history() == keys->device()->ring_history() &&
+         new_cells_of(values) == new_cells_of(keys);
+}
+
 // The step that an attention uses: one of before, if it has the same mask and an equal ring, or a new one.
 int CudaPlan::prepared_for(const Attention& attention) {
   const AttendTask& task = attention.task;
@@ -511,8 +630,7 @@ int CudaPlan::prepared_for(const Attention& attention) {
   args.n_first = task.shape.n_exact;
   const uint64_t history = keys->device()->ring_history();
   const void* new_cells = new_cells_of(keys);
-  // Keys and values are written together, so their rings are equal; where they are not, newest rows are left to the codes.
-  if (task.takes_recent && values->device()->ring_history() == history && new_cells_of(values) == new_cells) {
+  if (takes_ring(attention)) {
     args.window = static_cast<uint32_t>(keys->recent()->window());
     args.capacity = static_cast<uint32_t>(keys->device()->capacity());
     args.ring_cells = keys->device()->ring_cells() + task.keys.stream * args.capacity;
@@ -728,6 +846,7 @@ bool CudaPlan::place() {
       (!learning_.empty() && !memory_.slot_number.require(sizeof(uint32_t)))) {
     return false;
   }
+  if (!make_lists()) return false;
   for (Learning& learning : learning_) learning.keys.set_staging_offset(staging_.offset(learning.slot));
   for (const Moved& moved : moved_) {
     moved.tensor->data = memory_.scratch.base() + slots_.offset(moved.slot) + moved.offset;
@@ -748,7 +867,7 @@ bool CudaPlan::begin() {
   }
   for (Attention& attention : attentions_) {
     const AttendTask& task = attention.task;
-    attention.is_probe_due = task.takes_recent && task.keys.head == 0 &&
+    attention.is_probe_due = attention.probe_slot >= 0 && task.takes_recent && task.keys.head == 0 &&
                              task.keys.cache->n_heads() == static_cast<int64_t>(task.shape.n_kv_heads) &&
                              task.keys.cache->probe_schedule().is_due();
     has_host_work = has_host_work || attention.is_probe_due;

@@ -1,7 +1,9 @@
 // The host's graph as a list of steps on a GPU: runs of nodes for the inner backend, launches of our kernels, work on the host.
 //
 //   not on a cache of ours             a node of the inner backend
-//   SET_ROWS                           encode, keys and values of a layer in one launch; for conditioned keys before it: begin_means
+//   SET_ROWS                           encode, keys and values of a layer in one launch; for conditioned keys before it: begin_means.
+//                                      Few rows, which all queries attend exactly: they are only kept, and all layers are encoded at
+//                                      the end
 //   FLASH_ATTN_EXT of few queries      our kernel, on the codes; before the first one of each mask: prepare_step
 //   FLASH_ATTN_EXT of many             at SET_ROWS the cells of the layer are decoded to f16 scratch, and a copy of the node puts
 //                                      the new rows there as they are; a copy of the attention node works on the scratch
@@ -17,6 +19,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda_calls.h"
@@ -96,6 +99,15 @@ class CudaPlan {
     int slot = -1;
     size_t origin = 0;  // offset in the image of the slot's first byte
   };
+  // Layers of one shape whose rows were kept and are to be encoded.
+  struct Append {
+    std::vector<kvt_cuda_encode_args> keys, values;  // src is known when scratch memory is
+    std::vector<const float*> key_scales;
+    std::vector<int> slots;  // of scratch: keys, values, keys ...
+    std::vector<char> list;
+    size_t offset = 0;  // of its copy on the device
+    bool is_planned = false;
+  };
   using Places = std::map<const CacheTensor*, Place>;
   struct Moved {
     ggml_tensor* tensor;
@@ -112,6 +124,12 @@ class CudaPlan {
   void flush_rows();
   void add_rows(const std::vector<NewRows>& rows);
   void add_encode(const std::vector<NewRows>& rows);
+  bool can_encode_later(const std::vector<NewRows>& rows);
+  void add_keep(const std::vector<NewRows>& rows);
+  bool is_kept(const CacheTensor* cache) const;
+  void flush_appends();
+  bool make_lists();
+  bool is_one_part(const NewRows& keys);
   std::vector<int64_t> parts_of(const NewRows& keys);
   void add_learning(Learning* learning, const ggml_tensor* queries);
   Learning* learning_of(const CacheTensor* cache);
@@ -120,6 +138,7 @@ class CudaPlan {
   void add_generic(ggml_tensor* node);
   void add_decode(CacheTensor* cache, int64_t begin, int64_t end, int slot);
   void add_decode_for(Attention* attention, kvt_side side);
+  bool takes_ring(const Attention& attention) const;
   int prepared_for(const Attention& attention);
   Attention* next_reader(const CacheTensor* cache);
   const NewRows* new_rows_of(const CacheTensor* cache) const;
@@ -151,7 +170,10 @@ class CudaPlan {
   std::vector<NewRows> new_rows_;
   std::vector<NewRows> waiting_rows_;  // of keys or values, for those of the other side
   std::function<void()> wait_;
-  std::map<const void*, std::vector<int64_t>> numbers_of_;  // rows of batches, by the address of their numbers
+  // Of batches, by the address of their numbers, the row that these count from, and the cells of a stream.
+  std::map<std::tuple<const void*, int64_t, int64_t>, std::vector<int64_t>> parts_of_;
+  std::deque<Append> appends_;
+  size_t list_bytes_ = 0;
   std::deque<Learning> learning_;
   std::deque<kvt_cuda_exact_rows> exact_rows_;
   std::vector<Moved> moved_;
