@@ -403,16 +403,6 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       int start[N];
 #pragma unroll
       for (int j = 0; j < N; ++j) start[j] = magic_start[j % 2];
-      if constexpr (Codes::kTrellis) {  // table bytes are level + 64: subtract 64 times the sum of the weights
-        int sums[N];
-#pragma unroll
-        for (int j = 0; j < N; ++j) sums[j] = 0;
-        mma_u8_u8(sums, weights[0], 0x01010101u, 0x01010101u, sums);
-        mma_u8_u8(sums, weights[1], 0x01010101u, 0x01010101u, sums);
-#pragma unroll
-        for (int j = 0; j < N; ++j) start[j] -= 64 * sums[j];
-      }
-
       uint32_t before[2][3] = {};  // trellis: subgroups k = 1, 2, 3 of the word before
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; ++half) {

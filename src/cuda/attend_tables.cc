@@ -11,26 +11,36 @@ void put_byte(uint32_t* words, unsigned at, int byte) {
   words[at / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(byte)) << (at % 4 * 8);
 }
 
-// Operand bytes by code, as code_bytes.cuh looks them up. Tables that are joined from parts hold level + 64, so that no byte
-// has bit 7.
+// Operand bytes by code, as code_bytes.cuh looks them up. Tables of keys that are joined from parts hold level + 64, so that no
+// byte has bit 7.
 void write_key_table(const SideLayout& key, uint32_t* words) {
   const LevelTable& table = *key.table;
-  for (unsigned i = 0; i < table.n_levels(); ++i) {
-    if (table.trellis) {
-      put_byte(words, i % 4 * 8 + i / 4, table.levels[i] + 64);  // subset z, m
-    } else {
-      put_byte(words, i, table.levels[i] + (key.has_residual ? 0 : 64));
-    }
+  const auto level = [&](unsigned i) { return table.levels[i]; };
+  if (!table.trellis) {
+    for (unsigned i = 0; i < table.n_levels(); ++i) put_byte(words, i, level(i) + (key.has_residual ? 0 : 64));
+    return;
+  }
+  const unsigned n_m = table.n_levels() / 4;
+  for (unsigned m = 0; m < n_m; ++m) {
+    put_byte(words, m, level(4 * m) + 64);
+    put_byte(words, 8 + (7 - m), level(4 * m + 2) - level(4 * m));
+  }
+  for (unsigned half = 0; half < n_m; ++half) {  // z1, m of the lower half: the upper half has the same parities
+    const unsigned z1 = half / (n_m / 2), m = half % (n_m / 2), bits = z1 << 3 | m;
+    put_byte(words, 16 + ((bits ^ bits >> 1) & 7u), level(4 * m + 2 * z1 + 1) - level(4 * m + 2 * z1));
   }
 }
 void write_value_table(const SideLayout& value, uint32_t* words) {
   const LevelTable& table = *value.table;
-  for (unsigned i = 0; i < table.n_levels(); ++i) {
-    if (table.trellis) {
-      const unsigned m = i / 4, z1 = i / 2 % 2, z0 = i % 2;
-      put_byte(words, z1 * 8 + z0 * 4 + m, table.levels[i] + 64);
-    } else {
-      put_byte(words, i, table.levels[i]);
+  const auto level = [&](unsigned i) { return table.levels[i]; };
+  if (!table.trellis) {
+    for (unsigned i = 0; i < table.n_levels(); ++i) put_byte(words, i, level(i));
+    return;
+  }
+  for (unsigned m = 0; m < table.n_levels() / 4; ++m) {
+    for (unsigned z1 = 0; z1 < 2; ++z1) {
+      put_byte(words, z1 << 2 | m, level(4 * m + 2 * z1));
+      put_byte(words, 8 + (z1 << 2 | m), level(4 * m + 2 * z1 + 1) - level(4 * m + 2 * z1));
     }
   }
 }

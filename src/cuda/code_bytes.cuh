@@ -71,52 +71,59 @@ struct Scalar43Codes {
   }
 };
 
+// A level is a sum of parts that are each looked up by three bits, and that bit 3 of the selector can remove: of the subset's
+// bits one adds a difference to the level of the other. For keys the difference that z0 makes is a function of m and z1, four
+// bits; as the levels are symmetric about zero it is the same for the complement of all four, so that three parities tell it.
+//
 // The ALU pipe is what the trellis codec is short of (bit operations and permutes share it at half rate), so shifts by 16
-// are products and joins are additions, which the multiplier can do.
+// are products and some joins are additions, which the multiplier can do.
 struct K4v3Codes {
   static constexpr bool kSketch = false, kOffsetKeys = true, kTrellis = true;
-  static constexpr int kKeyTable = 8, kValueTable = 4;
+  static constexpr int kKeyTable = 6, kValueTable = 4;
+  static constexpr uint32_t kBit2 = 0x44444444u;
+
+  static constexpr int kXor3 = 0xf0 ^ 0xcc ^ 0xaa, kNotXor3 = ~kXor3 & 0xff;
+  __device__ static __forceinline__ uint32_t not_and(uint32_t x, uint32_t mask) { return bit_logic<~0xf0 & 0xcc>(x, mask, 0); }
 
   // x >> 16 as a dot product of 16-bit halves: (x >> 16) * 1 + (x & 0xffff) * 0.
   __device__ static __forceinline__ uint32_t high_half(uint32_t x) { return __dp2a_lo(x, 0x0100u, 0u); }
 
-  // Line i of the chain, `steps` earlier: nibbles rotate where the chain wraps.
+  // Complements of the trellis bits, bit 3 of the nibbles, of the chain's elements `steps` before line i. Nibbles rotate where
+  // the chain wraps.
   template <int kLines>
-  __device__ static __forceinline__ uint32_t earlier(const uint32_t (&w)[kLines], int i, int steps) {
+  __device__ static __forceinline__ uint32_t not_bits(const uint32_t (&w)[kLines], int i, int steps) {
     int at = i - steps, wraps = 0;
     while (at < 0) {
       at += kLines;
       ++wraps;
     }
-    return wraps == 0 ? w[at] : __funnelshift_l(w[at], w[at], 4 * wraps);
+    const uint32_t bits = not_and(w[at], kBit3);
+    return wraps == 0 ? bits : __funnelshift_l(bits, bits, 4 * wraps);
   }
 
-  // table[2 z], table[2 z + 1]: the levels of subset z by m. Trellis bits are bit 3 of the nibbles.
+  // table[0..1]: levels of z = 0 by m, plus 64; [2..3]: what z1 adds if z0 = 0, by ~m; [4..5]: what z0 adds, by the parities
+  // of neighbours in z1, m.
   template <int kLines>
-  __device__ static __forceinline__ void keys(const uint32_t (&w)[kLines], int i, const uint32_t (&table)[8], uint32_t& b0,
+  __device__ static __forceinline__ void keys(const uint32_t (&w)[kLines], int i, const uint32_t (&table)[6], uint32_t& b0,
                                               uint32_t& b1) {
-    const uint32_t z1 = w[i] ^ earlier(w, i, 1) ^ earlier(w, i, 3);
-    const uint32_t not_z0 =
-        bit_select(kLow3, w[i], earlier(w, i, 2));  // m, and bit 3 set where z0 = 1: 0 from a table of z0 = 0
-    const uint32_t is_z0 = not_z0 ^ kBit3;
-    // Nibble j: j, or 4 + j where z1 = 1. (For the high half of the word too.)
-    const uint32_t pick = ((z1 >> 1) & 0x44444444u) | 0x32103210u;
-    b0 = pick_z1(table, not_z0, is_z0, pick);
-    b1 = pick_z1(table, high_half(not_z0), high_half(is_z0), high_half(pick));
+    const uint32_t m = w[i] & kLow3;
+    const uint32_t not_z1_m = bit_logic<kNotXor3>(w[i], not_bits(w, i, 1), not_bits(w, i, 3));
+    const uint32_t by_z0 = bit_logic<(0xf0 ^ 0xcc) & 0xaa>(not_z1_m, not_z1_m >> 1, kLow3) + not_bits(w, i, 2);
+    b0 = sum_parts(table, m, not_z1_m, by_z0);
+    b1 = sum_parts(table, high_half(m), high_half(not_z1_m), high_half(by_z0));
   }
-  __device__ static __forceinline__ uint32_t pick_z1(const uint32_t (&table)[8], uint32_t not_z0, uint32_t is_z0,
-                                                     uint32_t pick) {
-    return byte_permute(byte_permute(table[0], table[1], not_z0) + byte_permute(table[2], table[3], is_z0),
-                        byte_permute(table[4], table[5], not_z0) + byte_permute(table[6], table[7], is_z0), pick);
+  __device__ static __forceinline__ uint32_t sum_parts(const uint32_t (&table)[6], uint32_t m, uint32_t not_z1_m,
+                                                       uint32_t by_z0) {
+    return byte_permute(table[0], table[1], m) + byte_permute(table[2], table[3], not_z1_m) +
+           byte_permute(table[4], table[5], by_z0);
   }
   // y: codes; p1, p2, p3: those of the three elements before. Trellis bits are bit 2; bit 3 of any of them is arbitrary.
-  // table[2 z1], table[2 z1 + 1]: levels by z0 << 2 | m.
+  // table[0..1]: levels of z0 = 0 by z1, m; [2..3]: what z0 adds.
   __device__ static __forceinline__ void values(uint32_t y, uint32_t p1, uint32_t p2, uint32_t p3, const uint32_t (&table)[4],
                                                 uint32_t& b0, uint32_t& b1) {
-    const uint32_t z1 = (y ^ p1 ^ p3) << 1;
-    const uint32_t s0 = bit_select(kLow3, bit_select(0x33333333u, y, p2), z1), s1 = s0 ^ kBit3;
-    b0 = byte_permute(table[0], table[1], s0) + byte_permute(table[2], table[3], s1);
-    b1 = byte_permute(table[0], table[1], high_half(s0)) + byte_permute(table[2], table[3], high_half(s1));
+    const uint32_t z1_m = bit_logic<kXor3>(y & kLow3, not_and(p1, kBit2), not_and(p3, kBit2)), by_z0 = not_and(p2, kBit2) * 2 + z1_m;
+    b0 = byte_permute(table[0], table[1], z1_m) + byte_permute(table[2], table[3], by_z0);
+    b1 = byte_permute(table[0], table[1], high_half(z1_m)) + byte_permute(table[2], table[3], high_half(by_z0));
   }
   template <int N>
   __device__ static __forceinline__ void score(int (&d)[N], const uint32_t (&q)[N], uint32_t b0, uint32_t b1,
@@ -126,7 +133,7 @@ struct K4v3Codes {
   template <int N>
   __device__ static __forceinline__ void weigh(int (&d)[N], const uint32_t (&p)[N], uint32_t b0, uint32_t b1,
                                                const int (&c)[N]) {
-    mma_u8_u8(d, p, b0, b1, c);
+    mma_u8_s8(d, p, b0, b1, c);
   }
 };
 
