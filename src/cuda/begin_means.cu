@@ -136,7 +136,7 @@ __device__ void predict_run(const BeginCall& call, const Run& run, Averages<kDim
 template <int kDim, Coding kCoding>
 __global__ void __launch_bounds__(kDecodeThreads) begin_means_kernel(const __grid_constant__ BeginCall call) {
   static_assert(kDim <= kDecodeThreads);
-  __shared__ __align__(16) char page[kMaxPageBytes<kDim, true>];
+  __shared__ __align__(16) char page[kMaxPageBytes<kDim, true, kCoding>];
   __shared__ float value[32];
   __shared__ Averages<kDim> averages;
   __shared__ int next;  // thread of the first row whose run has no mean
@@ -180,6 +180,8 @@ void launch_begin_means(const SideLayout& layout, const EncodeCall& source, cons
       case KVT_CODEC_HYBRID:
         return launch(begin_means_kernel<kDim, Coding::kSketch>);
       case KVT_CODEC_SCALAR43:
+      case KVT_CODEC_K8V4:
+      case KVT_CODEC_K8V3:
         return launch(begin_means_kernel<kDim, Coding::kScalar>);
       default:
         return launch(begin_means_kernel<kDim, Coding::kTrellis>);
