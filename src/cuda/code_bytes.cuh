@@ -36,8 +36,8 @@ __device__ __forceinline__ void value_subgroups(const uint32_t (&x)[4], uint32_t
   for (int k = 0; k < 4; ++k) y[k] = x[k];
 }
 
-// Line 4 i + c of a key tile for two tokens: in w[0] of each; with 8 bits its second half in w[1]. at: the tokens' words in the tile's
-// first line.
+// Line 4 i + c of a key tile for two neighbouring tokens: in word i of each; with 8 bits its halves, in words 2 i and 2 i + 1. at: the
+// tokens' words in the tile's first line.
 template <int kBits, int kWords>
 __device__ __forceinline__ void load_keys(const char* at, int i, int c, uint32_t (&first)[kWords], uint32_t (&second)[kWords]) {
   const auto stored = [&](int line) { return *reinterpret_cast<const uint2*>(at + line * 64); };

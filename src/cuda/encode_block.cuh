@@ -147,13 +147,21 @@ __device__ __forceinline__ void BlockEncoder<kDim, kKey, Quantiser>::run(const E
   }
   __syncthreads();
   store_norms(call, rows);
-  const uint32_t code_bits = call.tables.code_bits;
-  if constexpr (Quantiser::kTrellis) {
-    code_bits == 4 ? store_codes<kKey, 4>(call, rows) : code_bits == 3 ? store_codes<kKey, 3>(call, rows) : store_codes<kKey, 2>(call, rows);
-  } else if constexpr (kKey) {
-    code_bits == 4 ? store_codes<true, 4>(call, rows) : store_codes<true, 8>(call, rows);
-  } else {
+  if constexpr (!Quantiser::kTrellis && !kKey) {
     store_codes<false, 3>(call, rows);
+  } else {
+    switch (call.tables.code_bits) {
+      case 4:
+        return store_codes<kKey, 4>(call, rows);
+      case 3:
+        if constexpr (Quantiser::kTrellis) return store_codes<kKey, 3>(call, rows);
+        break;
+      case 2:
+        if constexpr (Quantiser::kTrellis) return store_codes<kKey, 2>(call, rows);
+        break;
+      default:
+        if constexpr (!Quantiser::kTrellis) store_codes<kKey, 8>(call, rows);
+    }
   }
 }
 

@@ -109,9 +109,16 @@ struct TrellisQuantiser {
   // The best start state of the lane's chain; of equal costs, the lower one.
   __device__ static int best_start(const EncodeTables& tables, Search& s, int v, int lane) {
     __syncwarp();
-    tables.code_bits == 4   ? list_choices<4>(tables, s, v, lane)
-    : tables.code_bits == 3 ? list_choices<3>(tables, s, v, lane)
-                            : list_choices<2>(tables, s, v, lane);
+    switch (tables.code_bits) {
+      case 4:
+        list_choices<4>(tables, s, v, lane);
+        break;
+      case 3:
+        list_choices<3>(tables, s, v, lane);
+        break;
+      default:
+        list_choices<2>(tables, s, v, lane);
+    }
     __syncwarp();
     float cost = search_paths(s, v, lane / 8, lane % 8, lane);
     int best = lane % 8;
