@@ -125,8 +125,8 @@ typedef struct kvt_cuda_encode_args {
 
 /* Other cells keep their contents. Calls that write distinct cells of one page may run at the same time, unless they have exact
  * rows of one tensor.
- * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC (also for codecs other than f16, hybrid, scalar43 and k4v3:
- * they have no GPU kernels yet), _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError says why). */
+ * Returns KVT_OK (launched), KVT_ERROR_INVALID_ARGUMENT, _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA (a launch failed: cudaGetLastError
+ * says why). */
 KVT_API kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream stream);
 
 /* The same for keys and values of one layer in one launch, which takes little longer than either alone if there are few rows. They

@@ -138,7 +138,7 @@ __device__ void predict_run(const BeginCall& call, const Run& run, Averages<kDim
 template <int kDim, Coding kCoding>
 __device__ __forceinline__ void begin_means(const BeginCall& call) {
   static_assert(kDim <= kDecodeThreads);
-  __shared__ __align__(16) char page[kMaxPageBytes<kDim, true>];
+  __shared__ __align__(16) char page[kMaxPageBytes<kDim, true, kCoding>];
   __shared__ float value[32];
   __shared__ Averages<kDim> averages;
   __shared__ int next;  // thread of the first row whose run has no mean
@@ -189,6 +189,8 @@ void for_kernel(kvt_codec_id codec, uint32_t head_dim, const Launch& launch) {
       case KVT_CODEC_HYBRID:
         return launch(dim, std::integral_constant<Coding, Coding::kSketch>{});
       case KVT_CODEC_SCALAR43:
+      case KVT_CODEC_K8V4:
+      case KVT_CODEC_K8V3:
         return launch(dim, std::integral_constant<Coding, Coding::kScalar>{});
       default:
         return launch(dim, std::integral_constant<Coding, Coding::kTrellis>{});

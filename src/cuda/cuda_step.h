@@ -14,8 +14,8 @@ inline StepShape step_shape(const kvt_cuda_step_args& a) { return {a.n_streams, 
 
 // What decoding needs to know of a side's format.
 struct CodeTables {
-  uint32_t norm_offset, residual_offset;
-  float value[32];        // step * level, by level index
+  uint32_t norm_offset, residual_offset, code_bits;
+  float value[32];        // step * level, by level index; 8-bit keys: value[0] is the step
   uint16_t signs[2][16];  // as in EncodeTables
 };
 CodeTables make_code_tables(const SideLayout& layout);

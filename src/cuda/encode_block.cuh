@@ -59,6 +59,11 @@ __device__ __forceinline__ void BlockEncoder<kDim, kKey, Quantiser>::run(const E
     tables.tree[threadIdx.x] = call.tables.tree[threadIdx.x];
     tables.value[threadIdx.x] = call.tables.value[threadIdx.x];
   }
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 3; ++i) tables.scales[i] = call.tables.scales[i];
+    tables.n_scales = call.tables.n_scales;
+    tables.code_bits = call.tables.code_bits;
+  }
   wait_for_predecessor();
   allow_successor();
   // The first rows go to warps of their own.
@@ -142,10 +147,21 @@ __device__ __forceinline__ void BlockEncoder<kDim, kKey, Quantiser>::run(const E
   }
   __syncthreads();
   store_norms(call, rows);
-  if (kKey) {
-    store_keys(call, rows);
+  if constexpr (!Quantiser::kTrellis && !kKey) {
+    store_codes<false, 3>(call, rows);
   } else {
-    store_values(call, rows);
+    switch (call.tables.code_bits) {
+      case 4:
+        return store_codes<kKey, 4>(call, rows);
+      case 3:
+        if constexpr (Quantiser::kTrellis) return store_codes<kKey, 3>(call, rows);
+        break;
+      case 2:
+        if constexpr (Quantiser::kTrellis) return store_codes<kKey, 2>(call, rows);
+        break;
+      default:
+        if constexpr (!Quantiser::kTrellis) store_codes<kKey, 8>(call, rows);
+    }
   }
 }
 

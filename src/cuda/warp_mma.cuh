@@ -19,10 +19,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
   return y;
 }
-// mask ? a : b, bit by bit
-__device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
+// Any function of three bits, bit by bit: kTable is its value for a = 0xf0, b = 0xcc, c = 0xaa. In words of its own, so that the
+// compiler, which knows such terms by heart, does not split them up again.
+template <int kTable>
+__device__ __forceinline__ uint32_t bit_logic(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
-  asm("lop3.b32 %0,%1,%2,%3,0xE4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+  asm("lop3.b32 %0,%1,%2,%3,%4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(kTable));
   return d;
 }
 // Keeps a kernel parameter in a register: the compiler would fetch or move it again and again, but it cannot look through a
