@@ -158,7 +158,7 @@ KVT_API kvt_status kvt_cuda_keep_rows(const kvt_cuda_encode_args* keys, const kv
  * must lie in host memory (list) and in device memory (device_list, 16-byte aligned), equal bytes, until the work is done, and may be used
  * any number of times. keys, values: [n_layers], of equal codec, n_rows, n_kv_heads and head dims, all with key means or none; src is what
  * kvt_cuda_keep_rows has copied; exact rows are left as they are (their n_first counts for means). key_scales: [n_layers], as in
- * kvt_cuda_begin_means; NULL without means. Not for f16. */
+ * kvt_cuda_begin_means; NULL without means. Not for f16 and 8-bit keys. */
 KVT_API size_t kvt_cuda_append_list_bytes(uint32_t n_layers);
 KVT_API kvt_status kvt_cuda_make_append_list(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values,
                                              const float* const* key_scales, uint32_t n_layers, void* list);

@@ -94,9 +94,8 @@ struct ValueNorms {
   }
   // Of the page; a NaN norm wins, so that it reaches every row.
   __device__ __forceinline__ float largest() const {
-    __half2 m = norm[0];
-#pragma unroll
-    for (int i = 1; i < 8; ++i) m = __hmax2_nan(m, norm[i]);
+    const __half2 m = __hmax2_nan(__hmax2_nan(__hmax2_nan(norm[0], norm[1]), __hmax2_nan(norm[2], norm[3])),
+                                  __hmax2_nan(__hmax2_nan(norm[4], norm[5]), __hmax2_nan(norm[6], norm[7])));
     __half n = __hmax_nan(__low2half(m), __high2half(m));
     n = __hmax_nan(n, __shfl_xor_sync(0xffffffffu, n, 1));
     n = __hmax_nan(n, __shfl_xor_sync(0xffffffffu, n, 2));
@@ -273,7 +272,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   SoftmaxState<kRowBlocks, Shape::kTiles> state;
   const bool has_means = call.means.codes != nullptr;
   MeanScores<Shape> means;
-  const int magic_start[2] = {static_cast<int>(keep_in_register(kMagicBits)), static_cast<int>(keep_in_register(kMagicBits))};
+  const int start[2] = {static_cast<int>(keep_in_register(kBias)), static_cast<int>(keep_in_register(kBias))};
   int p = share_first + page_warp;
   for (int segment = share_first; segment < share_end;) {
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
@@ -356,9 +355,10 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       float largest[kRowBlocks], largest_of_codes[kRowBlocks];  // with and without the mean
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
-        largest[b] = score[b][0];
+        float part[4];  // short chains: the warp has little else to do meanwhile
 #pragma unroll
-        for (int t = 1; t < 16; ++t) largest[b] = fmaxf(largest[b], score[b][t]);
+        for (int t = 0; t < 4; ++t) part[t] = fmaxf(fmaxf(score[b][t], score[b][4 + t]), fmaxf(score[b][8 + t], score[b][12 + t]));
+        largest[b] = fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
         largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 1));
         largest_of_codes[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 2)) * factor[b];
         largest[b] = largest_of_codes[b] + mean[b];
@@ -375,7 +375,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
         const bool removed = largest[b] == -INFINITY;  // the whole page
         const float base = removed ? 0.0f : largest_of_codes[b],
                     page_weight = removed ? 0.0f : exp2_fast(largest[b] - state.reference[b]);
-        fold[b] = page_weight * largest_norm * (1.0f / 255.0f);
+        fold[b] = page_weight * largest_norm * (kBiasedFactor / 255.0f);
+        state.bias[b] = fmaf(biased_value(kBias), fold[b], state.bias[b]);
         float sum = 0;
         uint32_t w[8];
 #pragma unroll
@@ -397,9 +398,6 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
         }
       }
 
-      int start[N];
-#pragma unroll
-      for (int j = 0; j < N; ++j) start[j] = magic_start[j % 2];
       uint32_t before[2][3] = {};  // trellis: subgroups k = 1, 2, 3 of the word before
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; ++half) {
@@ -451,7 +449,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           for (int k = 0; k < 4; ++k) {
             int sums[N];
 #pragma unroll
-            for (int j = 0; j < N; ++j) sums[j] = start[j];
+            for (int j = 0; j < N; ++j) sums[j] = start[j % 2];
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
               const uint32_t p1 = k > 0 ? y[g][k - 1] : before[g][2], p2 = k > 1 ? y[g][k - 2] : before[g][k + 1],
@@ -462,7 +460,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
             }
             float(&acc)[N] = state.acc[(half * 4 + k) * Shape::kWords + e];
 #pragma unroll
-            for (int j = 0; j < N; ++j) acc[j] = fmaf(integer_value(sums[j]), fold[j / 2], acc[j]);
+            for (int j = 0; j < N; ++j) acc[j] = fmaf(biased_value(sums[j]), fold[j / 2], acc[j]);
           }
 #pragma unroll
           for (int g = 0; g < 2; ++g) {
@@ -473,6 +471,11 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       }
     }
 
+#pragma unroll
+    for (int t = 0; t < Shape::kTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) state.acc[t][j] = (state.acc[t][j] - state.bias[j / 2]) * kBiasedUnit;
+    }
     if (segment_end == share_end) allow_successor();
     const uint32_t unit = here.stream * args.n_kv_heads + here.head;
     combine_warps<kRowBlocks, Shape::kTiles, Shape::kDimV, 1>(

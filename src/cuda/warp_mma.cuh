@@ -62,6 +62,15 @@ constexpr int kMagicBits = 0x4B400000;
 constexpr float kMagicFloat = 12582912.0f;
 __device__ __forceinline__ float integer_value(int accumulator) { return __int_as_float(accumulator) - kMagicFloat; }
 
+// Without that subtraction: an accumulator that starts at kBias is, read as fp32, (kBias + the sum) * 2^-149, a denormal number: exact
+// for sums above -kBias, which 64 weights of 255 times levels up to 63 do not reach. Its factor is multiplied by kBiasedFactor, the
+// total by kBiasedUnit; a total has kBias times the sum of the factors too much. That costs precision by the ratio of kBias to a
+// page's sum, some 30: five bits of 24.
+constexpr int kBias = 1 << 20;
+static_assert(64 * 255 * 63 < kBias);
+constexpr float kBiasedFactor = 0x1p100f, kBiasedUnit = 0x1p49f;
+__device__ __forceinline__ float biased_value(int accumulator) { return __int_as_float(accumulator); }
+
 // fp16: sixteen rows, eight columns, k = 16.
 __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
