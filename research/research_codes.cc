@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "cpu/kernel_table.h"
 #include "reference/reference.h"
 #include "xor_window.h"
 
@@ -42,7 +43,7 @@ float encode_product(kvt_side side, unsigned d, const float* y, EncodedRow* row)
   reference::rotate_backward(kSignsRotation, d, x);  // what the encoder rotates
   thread_local std::vector<uint8_t> page;
   page.assign(layout.page_bytes, 0);
-  reference::encode_row(layout, x, page.data(), 0);
+  cpu::kKernelsAvx2.encode_row(layout, x, page.data(), 0);
   reference::read_codes(layout, page.data(), 0, row->codes);
   decode_product<kCodec>(side, d, row->codes, row->levels);
   row->step = layout.table->step;
@@ -134,7 +135,7 @@ void sketch_residual(Sketch sketch, unsigned d, const float* e, float* estimate)
 // The sum of both stages is no multiple of small integers: it is rounded to 127 steps, which adds 0.0002 to errors of 0.019 and
 // more.
 template <Sketch kSketch>
-float encode_sketch(kvt_side side, unsigned d, const float* y, EncodedRow* row) {
+float encode_sketch(kvt_side, unsigned d, const float* y, EncodedRow* row) {
   encode_product<KVT_CODEC_SCALAR43, Norm::kRaw>(KVT_VALUE, d, y, row);  // three bits
   float e[kMaxHeadDim], estimate[kMaxHeadDim], largest = 0;
   for (unsigned i = 0; i < d; ++i) e[i] = y[i] - row->step * static_cast<float>(row->levels[i]);
@@ -145,7 +146,6 @@ float encode_sketch(kvt_side side, unsigned d, const float* y, EncodedRow* row) 
   }
   row->step = largest / 63;
   for (unsigned i = 0; i < d; ++i) row->levels[i] = static_cast<int8_t>(std::lround(estimate[i] / row->step));
-  (void)side;
   return 1;
 }
 
