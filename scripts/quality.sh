@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The quality matrix: three models, two texts, stock caches and all of ours at 1024 tokens, a few of them at 4096. Writes the tables
-# into docs/quality.md below its mark, and the charts beside it. About an hour on two cores; goes on where it was interrupted.
+# The quality matrix: three models and two texts, with stock caches and all of ours at 1024 tokens, a few of them at 4096, token by token,
+# and as deep as the model goes (8192 or 16384); pass keys and greedy texts. Writes the tables into docs/quality.md below its mark, and the
+# charts beside it. Two to three hours on two cores; goes on where it was interrupted.
 #   scripts/quality.sh [--chunks N] [--long-chunks N] [--kvturbo PROGRAM] [FLAG...]     FLAGs go to kvturbo eval
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,32 +23,37 @@ readonly page=docs/quality.md
 readonly mark="<!-- Below: written by scripts/quality.sh -->"
 readonly models=(smollm2-135m gemma3-270m qwen2.5-coder-0.5b)
 readonly caches=all,ours:f16,k4v3:recent=0,k4v3:condition=off,hybrid:condition=off
-readonly long_caches=f16,q8_0,q4_0,k4v3,k3v3
+readonly long_caches=f16,q8_0,q4_0,k4v3,k3v3,k8v4,hybrid
+readonly deep_caches=f16,q8_0,k4v3,k3v3  # without q4_0: stock needs half an hour for it
+declare -rA deepest=([smollm2-135m]=8192 [gemma3-270m]=16384 [qwen2.5-coder-0.5b]=16384)
 
 grep -qxF "$mark" "$page" || fail "$page has lost the line: $mark"
 scripts/get_texts.sh >/dev/null
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 
+measure() {  # FLAG...: one run of eval; its tables go below those of the runs before
+  "$program" eval "$@" >"$scratch/tables"
+  if [ ! -e "$scratch/head" ]; then head -n 1 "$scratch/tables" >"$scratch/head"; fi
+  tail -n +3 "$scratch/tables" >>"$scratch/all"
+  printf '\n' >>"$scratch/all"
+}
+
 # One model and text at a time: its base logits are removed before those of the next are made.
 for model in "${models[@]}"; do
   for text in english code; do
     say "  $model, $text"
-    for case in "1024 $chunks $caches --plot docs/plots" "4096 $long_chunks $long_caches --clean"; do
-      read -r context n kv flags <<<"$case"
-      # shellcheck disable=SC2086
-      "$program" eval -m "$model" --text "$text" -c "$context" --chunks "$n" --kv "$kv" $flags "$@" >"$scratch/tables"
-      if [ ! -e "$scratch/head" ]; then head -n 1 "$scratch/tables" >"$scratch/head"; fi
-      tail -n +3 "$scratch/tables" >>"$scratch/all"
-      printf '\n' >>"$scratch/all"
-    done
+    measure -m "$model" --text "$text" -c 1024 --chunks "$chunks" --kv "$caches" --plot docs/plots "$@"
     printf '![KLD against bits](plots/kld_bits_%s_%s.svg)\n\n' "$model" "$text" >>"$scratch/all"
+    if [ "$text" = english ]; then
+      measure -m "$model" --text "$text" -c 1024 --chunks "$chunks" --kv q8_0,k4v3,hybrid --decode "$@"
+      measure -m "$model" --text "$text" -c "${deepest[$model]}" --chunks 1 --kv "$deep_caches" "$@"
+    fi
+    measure -m "$model" --text "$text" -c 4096 --chunks "$long_chunks" --kv "$long_caches" --clean "$@"
   done
 done
-for measure in --needle --greedy; do
-  "$program" eval -m "${models[0]}" -c 1024,2048 --kv f16,q8_0,q4_0,k4v3,k2v2 "$measure" "$@" >"$scratch/tables"
-  tail -n +3 "$scratch/tables" >>"$scratch/all"
-  printf '\n' >>"$scratch/all"
+for kind in --needle --greedy; do
+  measure -m "${models[0]}" -c 1024,2048 --kv f16,q8_0,q4_0,k4v3,k2v2 "$kind" "$@"
 done
 
 {
