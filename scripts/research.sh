@@ -11,7 +11,7 @@ evaluate() {
   local model="$1" caches
   shift
   printf -v caches 'k8v4:isa=%s,' "$@"
-  build/research/bin/kvturbo eval --plugin build/research/bin/libggml-kvturbo-research.so -m "$model" --text english -c 1024 --chunks 4 --kv "${caches%,}"
+  build/research/bin/kvturbo eval --plugin build/research/bin/libggml-kvturbo-research.so -m "$model" --text english -c 1024 --chunks 2 --kv "${caches%,}"
 }
 
 host_bin="$(scripts/get_host.sh --tools)"
