@@ -42,6 +42,7 @@ void* get_base(ggml_backend_buffer_t buffer) { return context_of(buffer)->base()
 enum ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   CacheBuffer* cache = context_of(buffer);
   if (cache->is_undecided() || tensor->view_src != nullptr || cache->find(tensor->data) != nullptr) return GGML_STATUS_SUCCESS;
+  const auto lock = lock_cache_buffers();
   return completes([&] { cache->add(tensor, static_cast<char*>(tensor->data)); }) ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
 }
 
@@ -127,7 +128,7 @@ std::unique_ptr<CacheBuffer> CacheBuffer::create_undecided(size_t bytes) { retur
 
 CacheBuffer::~CacheBuffer() {
   {
-    const std::lock_guard<std::mutex> lock(g_live_mutex);
+    const auto lock = lock_cache_buffers();
     g_live.erase(std::remove(g_live.begin(), g_live.end(), this), g_live.end());
   }
   if (gpu_memory_ != nullptr) finish_all_graphs();  // what they have left to do may concern these tensors
@@ -146,7 +147,7 @@ ggml_backend_buffer_t CacheBuffer::to_ggml(std::unique_ptr<CacheBuffer> buffer, 
   table.cpy_tensor = cpy_tensor;
   table.clear = clear_buffer;
   CacheBuffer* raw = buffer.get();
-  const std::lock_guard<std::mutex> lock(g_live_mutex);
+  const auto lock = lock_cache_buffers();
   g_live.push_back(raw);
   raw->ggml_buffer_ = host().ggml_backend_buffer_init(buft, table, raw, size);
   buffer.release();
@@ -208,8 +209,10 @@ CacheTensor* cache_tensor_of(const ggml_tensor* t) {
   return buffer != nullptr ? buffer->find(t->data) : nullptr;
 }
 
+std::unique_lock<std::mutex> lock_cache_buffers() { return std::unique_lock<std::mutex>(g_live_mutex); }
+
 void internal::visit_live_buffers(void (*visit)(CacheBuffer*, void*), void* argument) {
-  const std::lock_guard<std::mutex> lock(g_live_mutex);
+  const auto lock = lock_cache_buffers();
   for (CacheBuffer* buffer : g_live) visit(buffer, argument);
 }
 

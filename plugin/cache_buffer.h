@@ -3,6 +3,7 @@
 #define KVT_PLUGIN_CACHE_BUFFER_H
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cache_tensor.h"
@@ -62,7 +63,10 @@ namespace internal {
 void visit_live_buffers(void (*visit)(CacheBuffer*, void*), void* argument);
 }  // namespace internal
 
-// Calls visit(CacheBuffer&) for all cache buffers of the process, under a lock.
+// Which cache buffers there are, and what their tensors are (pages or rows), change under this lock alone: other contexts' threads count them.
+std::unique_lock<std::mutex> lock_cache_buffers();
+
+// Calls visit(CacheBuffer&) for all cache buffers of the process, under that lock.
 template <typename Visit>
 void for_each_cache_buffer(Visit visit) {
   internal::visit_live_buffers([](CacheBuffer* b, void* argument) { (*static_cast<Visit*>(argument))(*b); }, &visit);

@@ -1,6 +1,5 @@
 #include "cache_layout.h"
 
-#include <mutex>
 #include <string>
 
 #include "cache_buffer.h"
@@ -10,9 +9,6 @@
 
 namespace kvt::plugin {
 namespace {
-
-// Contexts that share a cache may show us graphs from different threads.
-std::mutex g_mutex;
 
 constexpr const char* kNoAttention = "no flash attention reads it; start the host with -fa on or -fa auto (the default)";
 
@@ -78,12 +74,12 @@ bool is_fresh_but_misused(const CacheTensor& cache, const ggml_tensor* node) {
 }  // namespace
 
 void learn_from_attention(const ggml_cgraph* graph) {
-  const std::lock_guard<std::mutex> lock(g_mutex);
+  const auto lock = lock_cache_buffers();
   learn_locked(graph);
 }
 
 bool settle_all(const ggml_cgraph* graph) {
-  const std::lock_guard<std::mutex> lock(g_mutex);
+  const auto lock = lock_cache_buffers();
   if (!learn_locked(graph)) return false;
   bool is_done = true;
   for (int i = 0; i < graph->n_nodes; ++i) {

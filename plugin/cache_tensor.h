@@ -18,6 +18,7 @@
 #ifndef KVT_PLUGIN_CACHE_TENSOR_H
 #define KVT_PLUGIN_CACHE_TENSOR_H
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -127,8 +128,9 @@ class CacheTensor {
 
   // Restored keys that are not stored yet (state_rows.h); nullptr if there are none.
   std::unique_ptr<WaitingKeys>& waiting_keys() { return waiting_keys_; }
-  // Rows restored since the last graph.
+  // Rows restored since the last graph, and whether any was set at all.
   int64_t& n_restored() { return n_restored_; }
+  bool& was_set() { return was_set_; }
 
   // Everything becomes zero, and memory goes back to the system.
   void zero();
@@ -152,7 +154,7 @@ class CacheTensor {
   char* image_;
   ggml_backend_buffer_type_t gpu_memory_;
   bool is_image_open_ = false;
-  bool is_written_ = false;
+  std::atomic<bool> is_written_{false};  // other contexts' threads ask
   State state_ = State::kUndecided;
   std::string why_rows_;
 
@@ -171,6 +173,7 @@ class CacheTensor {
   HostSide* host_side_ = nullptr;
   std::unique_ptr<WaitingKeys> waiting_keys_;
   int64_t n_restored_ = 0;
+  bool was_set_ = false;
 };
 
 }  // namespace kvt::plugin

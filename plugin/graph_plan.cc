@@ -53,7 +53,7 @@ ggml_cgraph* GraphPlan::prepare(ggml_cgraph* graph, int n_threads) {
   shared_.has_failed = shared_.has_run_out_of_memory = false;
   has_begun_ = false;
   if (graph->n_nodes == 0) return graph;
-  state_settle_all();
+  state_settle_caches_of(graph);
   if (!is_reusable(graph, n_threads)) {
     uid_ = 0;
     conditioning_ = KeyConditioner::generation();

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <iterator>
+#include <set>
 
 #include "api/engine_encode.h"
 #include "cache_buffer.h"
@@ -18,7 +19,7 @@ namespace {
 // More keys than this do not wait: stock's rows name no conditioning, and what these teach is enough.
 constexpr size_t kMostWaiting = 1024;
 
-std::atomic<bool> g_was_set{false};  // rows were set since the last graph
+std::atomic<int> g_n_set{0};  // tensors in which rows were set since the last graph of their cache; those that are gone count on
 
 int64_t stream_of(const CacheTensor& cache, int64_t row) { return row / cache.n_cells(); }
 int64_t cell_of(const CacheTensor& cache, int64_t row) { return row % cache.n_cells(); }
@@ -279,7 +280,8 @@ void state_get_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, ggml_
 
 void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const ggml_fp16_t* src) {
   if (cache->codec_id() == KVT_CODEC_F16) return image_encode(cache, first_row, n_rows, src, 0, 1);
-  g_was_set = true;
+  if (!cache->was_set()) ++g_n_set;
+  cache->was_set() = true;
   const StateRowShape shape = shape_of(*cache);
   RunConditioning conditioning(*cache, shape);
   for (int64_t row = first_row; row < first_row + n_rows; ++row, src += cache->n_values()) {
@@ -317,24 +319,44 @@ void state_settle(CacheTensor* cache) {
 
 void state_drop(CacheTensor* cache) { cache->waiting_keys().reset(); }
 
-void state_settle_all() {
-  if (!g_was_set.exchange(false)) return;
-  for_each_cache_buffer([](CacheBuffer& buffer) {
-    for (const auto& tensor : buffer.tensors()) {
-      state_settle(tensor.get());
-      state_drop(tensor.get());
-      tensor->n_restored() = 0;
+namespace {
+
+void settle_buffer(const CacheBuffer& buffer) {
+  bool was_set = false;
+  for (const auto& tensor : buffer.tensors()) {
+    if (!tensor->was_set()) continue;
+    was_set = true;
+    tensor->was_set() = false;
+    --g_n_set;
+    state_settle(tensor.get());
+    state_drop(tensor.get());
+    tensor->n_restored() = 0;
+  }
+  if (!was_set) return;
+  for (const auto& keys : buffer.tensors()) {
+    for (const auto& values : buffer.tensors()) {
+      if (keys->side() != KVT_KEY || values->side() != KVT_VALUE || keys->layer() != values->layer()) continue;
+      if (keys->recent() == nullptr || values->recent() == nullptr) continue;
+      const HostSide keys_side(keys.get(), 0, 0, HostSide::For::kWriting), values_side(values.get(), 0, 0, HostSide::For::kWriting);
+      keys->recent()->align_with(*values->recent());
+      values->recent()->align_with(*keys->recent());  // of one length
     }
-    for (const auto& keys : buffer.tensors()) {
-      for (const auto& values : buffer.tensors()) {
-        if (keys->side() != KVT_KEY || values->side() != KVT_VALUE || keys->layer() != values->layer()) continue;
-        if (keys->recent() == nullptr || values->recent() == nullptr) continue;
-        const HostSide keys_side(keys.get(), 0, 0, HostSide::For::kWriting), values_side(values.get(), 0, 0, HostSide::For::kWriting);
-        keys->recent()->align_with(*values->recent());
-        values->recent()->align_with(*keys->recent());  // of one length
-      }
-    }
-  });
+  }
+}
+
+}  // namespace
+
+void state_settle_caches_of(const ggml_cgraph* graph) {
+  if (g_n_set == 0) return;
+  std::set<const CacheBuffer*> buffers;
+  const auto find = [&](const ggml_tensor* t) {
+    if (t != nullptr && cache_tensor_of(t) != nullptr) buffers.insert(cache_buffer_of(owner_of(t)->buffer));
+  };
+  for (int i = 0; i < graph->n_nodes; ++i) {
+    find(graph->nodes[i]);
+    for (const ggml_tensor* src : graph->nodes[i]->src) find(src);
+  }
+  for (const CacheBuffer* buffer : buffers) settle_buffer(*buffer);
 }
 
 }  // namespace kvt::plugin

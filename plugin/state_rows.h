@@ -25,8 +25,9 @@ void state_set_rows(CacheTensor* cache, int64_t first_row, int64_t n_rows, const
 void state_settle(CacheTensor* cache);
 // Forgets them: the cache is empty again.
 void state_drop(CacheTensor* cache);
-// Of all caches, before a graph. Cheap if there are none.
-void state_settle_all();
+// The same for the caches that a graph works on, before it runs, and forgets what waits no more. Other contexts may be in the middle of a
+// restore: theirs are left alone. Cheap if nothing was set.
+void state_settle_caches_of(const ggml_cgraph* graph);
 
 // Keys that wait for their conditioning.
 struct WaitingKeys {

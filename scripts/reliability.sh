@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a server does to a cache, in the stock llama.cpp on this machine, as docs/reliability.md lists it. Needs the release build with
 # tests, the host with its tools and SmolLM2-135M: what ./check sets up.
-#   scripts/reliability.sh               all parts, about three hours on two cores
+#   scripts/reliability.sh               all parts, about six hours on two cores
 #   scripts/reliability.sh --quick       short forms, about a minute and a half: a test of ctest
 #   scripts/reliability.sh --only drafts,rpc [--quick]
 #   scripts/reliability.sh --list
@@ -16,10 +16,13 @@ parts=(
   "drafts           20       60    speculative decoding: a draft model, n-grams, rollback"
   "faults           15       40    an end under load, a full disk, torn files, a small address space"
   "rpc              15        0    layers split over two RPC servers; one of them dies"
-  "backend_ops      15       10    llama.cpp's test-backend-ops on our device"
-  "server_suite     30        0    llama-server's own tests, with and without the plug-in"
+  "backend_ops      90       10    llama.cpp's test-backend-ops on our device"
+  "prompt_cache     30       0     --cache-reuse, --cache-ram; the ring of a sliding window, with Gemma 3 270M"
+  "server_suite     60        0    llama-server's own tests, with and without the plug-in"
+  "throughput       30       0     prompts of 8K tokens, stock and ours in turns"
   "load            100        0    8 slots, mixed prompts, streams, cancelled requests; memory, throughput and latency beside stock"
-  "sanitizers       20        0    the plug-in and the library's threads under the sanitizers"
+  "sanitizers       20       0     the plug-in under AddressSanitizer and UndefinedBehaviorSanitizer"
+  "tsan             40       0     the plug-in and the library under ThreadSanitizer"
 )
 
 is_quick=""

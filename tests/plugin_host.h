@@ -1,7 +1,9 @@
 // A small host for tests of the plug-in: contexts with a cache of one layer, steps that write rows and attend.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "plugin_ggml.h"
@@ -49,8 +51,15 @@ class Host {
     return rows;
   }
 
+  // Sets the keys of some cells, as a host that restores a state does.
+  void set_keys(int64_t first, int64_t n, const std::vector<ggml_fp16_t>& of_all_cells) {
+    const auto width = static_cast<size_t>(k_->ne[0]), at = static_cast<size_t>(first) * width;
+    ggml().ggml_backend_tensor_set(k_, of_all_cells.data() + at, at * sizeof(ggml_fp16_t), static_cast<size_t>(n) * width * sizeof(ggml_fp16_t));
+  }
+
   // Writes rows to cells first .. first + n - 1, and their queries attend all cells up to their own.
-  ggml_status step(int64_t first, int64_t n, std::vector<float>* out) {
+  // n_at_once: rows that one seed makes; n by default.
+  ggml_status step(int64_t first, int64_t n, std::vector<float>* out, int64_t n_at_once = 0) {
     const auto& g = ggml();
     ggml_context* ctx = new_context();
     const int64_t n_used = first + n, n_seen = (n_used + 255) / 256 * 256;
@@ -72,9 +81,7 @@ class Host {
     ggml_gallocr_t allocator = g.ggml_gallocr_new(g.ggml_backend_get_default_buffer_type(backend_));
     ggml_status status = GGML_STATUS_ALLOC_FAILED;
     if (g.ggml_gallocr_alloc_graph(allocator, graph)) {
-      fill(k_new, 1, first);
-      fill(v_new, 2, first);
-      fill(q, 3, first);
+      for (const auto& [tensor, seed] : {std::pair{k_new, 1u}, std::pair{v_new, 2u}, std::pair{q, 3u}}) fill(tensor, seed, first, n, n_at_once);
       std::vector<int64_t> cells(static_cast<size_t>(n));
       for (int64_t i = 0; i < n; ++i) cells[static_cast<size_t>(i)] = first + i;
       g.ggml_backend_tensor_set(index, cells.data(), 0, cells.size() * sizeof(int64_t));
@@ -106,12 +113,16 @@ class Host {
     ggml().ggml_set_input(t);
     return t;
   }
-  static void fill(ggml_tensor* t, uint32_t seed, int64_t first) {
+  static void fill(ggml_tensor* t, uint32_t seed, int64_t first, int64_t n, int64_t n_at_once) {
     std::vector<float> v(static_cast<size_t>(ggml().ggml_nelements(t)));
-    uint32_t state = seed * 2654435761u + static_cast<uint32_t>(first) * 40503u;
-    for (float& x : v) {
-      state = state * 1664525u + 1013904223u;
-      x = static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+    const size_t part = v.size() / static_cast<size_t>(n) * static_cast<size_t>(n_at_once > 0 ? n_at_once : n);
+    for (size_t begin = 0; begin < v.size(); begin += part) {
+      const auto row = static_cast<uint32_t>(first) + static_cast<uint32_t>(begin / (v.size() / static_cast<size_t>(n)));
+      uint32_t state = seed * 2654435761u + row * 40503u;
+      for (size_t i = begin; i < std::min(begin + part, v.size()); ++i) {
+        state = state * 1664525u + 1013904223u;
+        v[i] = static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+      }
     }
     ggml().ggml_backend_tensor_set(t, v.data(), 0, v.size() * sizeof(float));
   }

@@ -14,6 +14,7 @@ namespace {
 using kvt_test::difference;
 using kvt_test::ggml;
 using kvt_test::Host;
+using kvt_test::kCells;
 
 ggml_backend_reg_t g_registry = nullptr;
 
@@ -80,6 +81,68 @@ TEST_F(PluginLife, ContextsInThreads) {
   }
   for (std::thread& t : threads) t.join();
   for (const auto& out : outs) EXPECT_EQ(out, alone_);
+}
+
+// Another context computes while a state is being restored: the keys that wait for their conditioning go on waiting.
+TEST_F(PluginLife, RestoreInterrupted) {
+  Host saved(ours_), other(ours_), restored(ours_);
+  run(&saved);
+  step(&other, 0);
+  step(&restored, 0);  // settles what its cells are
+  restored.clear();
+  const std::vector<ggml_fp16_t> keys = saved.keys();
+  constexpr int64_t kSet = 6, kUsed = 307;  // too few rows for all pieces of the conditioning
+  restored.set_keys(0, kSet, keys);
+  step(&other, 1);
+  restored.set_keys(kSet, kUsed - kSet, keys);
+  EXPECT_EQ(restored.keys(), keys);
+}
+
+// In threads: one restores, one computes.
+TEST_F(PluginLife, RestoreInThreads) {
+  Host saved(ours_);
+  run(&saved);
+  const std::vector<ggml_fp16_t> keys = saved.keys();
+  std::vector<float> out;
+  std::vector<ggml_fp16_t> restored_keys;
+  std::thread computing([&] {
+    for (int round = 0; round < 3; ++round) {
+      Host host(ours_);
+      out = run(&host);
+    }
+  });
+  std::thread restoring([&] {
+    Host host(ours_);
+    step(&host, 0);
+    for (int round = 0; round < 3; ++round) {
+      host.clear();
+      for (int64_t cell = 0; cell < kCells; cell += 4) host.set_keys(cell, 4, keys);
+      restored_keys = host.keys();
+    }
+  });
+  computing.join();
+  restoring.join();
+  EXPECT_EQ(out, alone_);
+  EXPECT_EQ(restored_keys, keys);
+}
+
+// A text in batches of other lengths, from one with all queries' newest rows in many passes to single tokens: attention sums the same rows.
+TEST_F(PluginLife, BatchesOfAnyLength) {
+  constexpr int64_t kBegin = 300, kEnd = 500;
+  std::vector<float> whole;
+  for (const int64_t n : {kEnd - kBegin, int64_t{100}, int64_t{60}, int64_t{40}, int64_t{7}, int64_t{1}}) {
+    Host host(ours_);
+    step(&host, 0);
+    std::vector<float> all, out;
+    for (int64_t cell = kBegin; cell < kEnd; cell += n) {
+      // The same rows whatever the batch: those of one token.
+      ASSERT_EQ(host.step(cell, std::min(n, kEnd - cell), &out, 1), GGML_STATUS_SUCCESS);
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    if (whole.empty()) whole = all;
+    std::printf("batches of %d: relative difference %.2g\n", static_cast<int>(n), difference(all, whole));
+    EXPECT_LT(difference(all, whole), 1e-5) << n;
+  }
 }
 
 // More threads, fewer, more than ever before. Parts of a page's sums differ between thread counts in their last bits (algorithm.md 7).

@@ -26,7 +26,8 @@ using Tokens = std::vector<llama_token>;
 using Logits = std::vector<std::vector<float>>;  // of each step
 
 constexpr size_t kContinued = 16;
-// Largest difference of two logits that sums in another order explain.
+// Largest difference of two logits that sums in another order explain; times codec_noise(): a key whose last bit differs may get another
+// code, and what the codec loses is drawn anew.
 constexpr double kAnyOrder = 0.1;
 // The same for codes instead of exact rows: after a rollback of more tokens than are kept beyond a window.
 constexpr double kCodesForRows = 0.8;
@@ -34,6 +35,12 @@ constexpr double kCodesForRows = 0.8;
 bool is_f16() {
   const char* codec = std::getenv("KVTURBO_CODEC");
   return codec != nullptr && std::strcmp(codec, "f16") == 0;
+}
+
+// Measured with the codecs that lose more than k4v3 (docs/reliability.md, Sequences and states).
+double codec_noise() {
+  const std::string codec = std::getenv("KVTURBO_CODEC") ? std::getenv("KVTURBO_CODEC") : "";
+  return codec.starts_with("k2") ? 6 : codec.starts_with("k3") || codec == "hybrid" ? 3 : 1;
 }
 
 // The model, once on the plug-in's device and once on the CPU alone.
@@ -173,7 +180,7 @@ void expect_same_tokens(const Logits& a, const Logits& b) {
   for (size_t s = 0; s < a.size(); ++s) {
     const auto top_a = std::max_element(a[s].begin(), a[s].end()) - a[s].begin();
     const auto top_b = std::max_element(b[s].begin(), b[s].end()) - b[s].begin();
-    EXPECT_LE(a[s][static_cast<size_t>(top_a)] - a[s][static_cast<size_t>(top_b)], kAnyOrder) << "step " << s;
+    EXPECT_LE(a[s][static_cast<size_t>(top_a)] - a[s][static_cast<size_t>(top_b)], kAnyOrder * codec_noise()) << "step " << s;
   }
 }
 
@@ -240,7 +247,7 @@ const Logits& plain_second() {
 void expect_close(const char* what, const Logits& a, const Logits& b, double bound = kAnyOrder) {
   const double difference = largest_difference(a, b);
   std::printf("%s: largest difference of a logit %.3g\n", what, difference);
-  EXPECT_LE(difference, bound) << what;
+  EXPECT_LE(difference, bound * codec_noise()) << what;
   expect_same_tokens(a, b);
 }
 
@@ -453,6 +460,26 @@ double mean_divergence(const Logits& from, const Logits& to) {
     }
   }
   return sum / static_cast<double>(from.size());
+}
+
+// For scripts/reliability.sh: a text in batches of other lengths. In each layer only the order of sums differs (PluginLife.BatchesOfAnyLength);
+// through all layers the last bits of keys get them other codes.
+TEST(BatchLoss, DISABLED_OtherLengths) {
+  CacheSetup s;
+  s.n_cells = 1024;
+  Tokens text;
+  for (const Tokens* part : {&first(), &teach(), &second(), &teach_otherwise()}) text.insert(text.end(), part->begin(), part->end());
+  Logits whole;
+  for (const size_t n : {size_t{512}, size_t{170}, size_t{64}, size_t{40}}) {
+    Cache cache(s, teach());
+    for (size_t i = 0; i < text.size(); i += n) {
+      const auto begin = text.begin() + static_cast<ptrdiff_t>(i), end = text.begin() + static_cast<ptrdiff_t>(std::min(i + n, text.size()));
+      cache.add(0, Tokens(begin, end));
+    }
+    const Logits logits = cache.go_on(0, continued());
+    if (whole.empty()) whole = logits;
+    expect_close(("batches of " + std::to_string(n)).c_str(), logits, whole, kCodesForRows);
+  }
 }
 
 // For scripts/reliability.sh: the divergence from stock after 0, 1, 8 and 64 shifts of two tokens each.

@@ -7,7 +7,6 @@
 namespace kvt::cuda {
 namespace {
 
-constexpr int kBlockRows = 32;
 
 template <int kDim>
 struct EncodedRows {

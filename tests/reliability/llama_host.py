@@ -93,11 +93,11 @@ class Server:
         finally:
             connection.close()
 
-    def complete(self, prompt, n, slot=-1, **more):
+    def complete(self, prompt, n, slot=-1, timeout=600, **more):
         """Greedy answer, whole, as the server's JSON."""
         body = {"prompt": prompt, "n_predict": n, "id_slot": slot, "temperature": 0, "seed": 1, "ignore_eos": True, "return_tokens": True}
         body.update(more)
-        status, answer = self.request("POST", "/completion", body)
+        status, answer = self.request("POST", "/completion", body, timeout)
         if status != 200:
             raise RuntimeError(f"status {status}: {answer}")
         return answer

@@ -1,11 +1,11 @@
 """llama-server with 8 slots under a mixed load: prompts of 16 tokens to nearly a slot, streamed, whole and cancelled requests. Every answer is
 compared with that of the same server when it has nothing else to do; memory must not grow; throughput and latencies stand beside stock's.
 
-  load_test.py [--quick] [--seconds N] [--context TOKENS_OF_A_SLOT] [--codecs stock,k4v3]
+  load_test.py [--quick] [--seconds N] [--context TOKENS_OF_A_SLOT] [--codecs stock,k4v3] [--threads N]
 
 Several requests share a batch, so the host cuts its sums otherwise than for one, stock as well as with the plug-in: a token that differs is
-excused where the two best tokens were closer than TOSS_UP_STOCK (drafts_test.py), and what follows it is not compared. The largest margin
-that was excused is printed.
+excused where the two best tokens were closer than TOSS_UP_STOCK (drafts_test.py), and what follows it is not compared. With lossy codecs the
+limit is TOSS_UP_CODEC. The largest margin that was excused is printed.
 """
 import argparse
 import http.client
@@ -19,11 +19,15 @@ from llama_host import Checks, Server, prose
 
 N_SLOTS = 8
 TOKENS_PER_BYTE = 0.24  # of the licence's English
+# Nats. A key that differs in its last bit, for the order of a sum, may get other codes, and so all that follows: what the codec loses is drawn
+# anew with each way to cut a batch. At 1500 tokens that moved log probabilities by up to 0.52 (k4v3, f16 weights; docs/reliability.md, Load).
+TOSS_UP_CODEC = 1.0
+TIMEOUT = 3600  # seconds, for one request behind nine others on a busy machine
 
 
 class Load:
-    def __init__(self, server, prompts, references, seconds, seed):
-        self.server, self.prompts, self.references = server, prompts, references
+    def __init__(self, server, prompts, references, seconds, seed, toss_up):
+        self.server, self.prompts, self.references, self.toss_up = server, prompts, references, toss_up
         self.end = time.monotonic() + seconds
         self.seed = seed
         self.lock = threading.Lock()
@@ -42,7 +46,7 @@ class Load:
             self.wrong.append(f"prompt {number}: {len(tokens)} tokens instead of {len(reference['tokens'])}")
             return
         best = [t["logprob"] for t in reference["completion_probabilities"][at]["top_logprobs"]]
-        if best[0] - best[1] < TOSS_UP_STOCK:
+        if best[0] - best[1] < self.toss_up:
             self.n_toss_ups += 1
             self.largest_margin = max(self.largest_margin, best[0] - best[1])
         else:
@@ -55,7 +59,7 @@ class Load:
         body = {"prompt": self.prompts[number], "n_predict": n, "temperature": 0, "seed": 1, "ignore_eos": True, "return_tokens": True,
                 "cache_prompt": False, "stream": kind != "whole"}
         begin, first = time.monotonic(), None
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=600)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT)
         try:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             if kind == "cancel" and choice.random() < 0.5:
@@ -124,19 +128,21 @@ def percentile(values, p):
     return values[min(len(values) - 1, int(len(values) * p / 100))] if values else float("nan")
 
 
-def measure(checks, codec, prompts, seconds, context):
+def measure(checks, codec, prompts, seconds, context, threads):
     name = codec or "stock f16"
-    with Server(codec, "-np", N_SLOTS, "-c", N_SLOTS * context, "--cache-ram", 0) as server:
+    # The heap of a thread of its HTTP part keeps what long requests took: stock grew by 33 MiB in 850 cancelled ones, with one heap by 4.
+    one_heap = {"MALLOC_ARENA_MAX": "1"}
+    with Server(codec, "-np", N_SLOTS, "-c", N_SLOTS * context, "--cache-ram", 0, threads=threads, env=one_heap) as server:
         server.complete(prose(1800), 1, 0, cache_prompt=False)  # the first 256 keys teach their conditioning
-        references = [server.complete(p, 24, 0, n_probs=2, cache_prompt=False) for p in prompts]
+        references = [server.complete(p, 24, 0, timeout=TIMEOUT, n_probs=2, cache_prompt=False) for p in prompts]
         # Warm-up: every slot is filled once.
         longest = max(prompts, key=len)
-        fillers = [threading.Thread(target=server.complete, args=(longest, 2, i)) for i in range(N_SLOTS)]
+        fillers = [threading.Thread(target=server.complete, args=(longest, 2, i), kwargs={"timeout": TIMEOUT}) for i in range(N_SLOTS)]
         for f in fillers:
             f.start()
         for f in fillers:
             f.join()
-        load = Load(server, prompts, references, seconds, 1)
+        load = Load(server, prompts, references, seconds, 1, TOSS_UP_STOCK if codec in (None, "f16") else TOSS_UP_CODEC)
         load.run()
         alive = server.process.poll() is None
     warm = load.kb[:max(1, len(load.kb) // 5)]
@@ -159,6 +165,7 @@ def main():
     parser.add_argument("--seconds", type=int)
     parser.add_argument("--context", type=int, help="tokens of a slot")
     parser.add_argument("--codecs", default="stock,k4v3", help="servers to measure, one after another")
+    parser.add_argument("--threads", type=int, default=2, help="of the server")
     options = parser.parse_args()
     seconds = options.seconds or (15 if options.quick else 1200)
     context = options.context or (512 if options.quick else 8448)
@@ -166,7 +173,7 @@ def main():
     sizes = [16, 40, longest // 16, longest // 8, longest // 4, longest // 3, longest // 2, longest]
     prompts = [prose(int(n / TOKENS_PER_BYTE * 0.9), 331 * i) for i, n in enumerate(sizes)]
     checks = Checks()
-    rates = {c: measure(checks, None if c == "stock" else c, prompts, seconds, context) for c in options.codecs.split(",")}
+    rates = {c: measure(checks, None if c == "stock" else c, prompts, seconds, context, options.threads) for c in options.codecs.split(",")}
     for codec, rate in rates.items():
         if codec != "stock" and "stock" in rates:
             print(f"        {codec}: throughput {rate / rates['stock']:.2f} times stock f16")

@@ -1,5 +1,4 @@
-"""The plug-in under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer in a bare ggml, and the library's attention with threads that
-really run side by side under ThreadSanitizer. Builds in build/asan_plugin and build/tsan."""
+"""The plug-in under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer in a bare ggml. Builds in build/asan_plugin."""
 import os
 import subprocess
 import sys
@@ -8,14 +7,18 @@ import tempfile
 from llama_host import HOST_BIN, PLUGIN, SOURCE, Checks, setting
 
 
-def build(checks, folder, flags, ggml, targets):
-    options = ["-G", "Ninja", "-S", SOURCE, "-B", folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_CXX_FLAGS={flags}", "-DKVTURBO_CLI=OFF",
-               "-DKVTURBO_CUDA=OFF", "-DKVTURBO_EXAMPLES=OFF", f"-DKVTURBO_GGML_SOURCE={ggml}"]
-    for command in (["cmake", *options], ["ninja", "-C", folder, *targets]):
+def build_commands(checks, folder, configure, targets):
+    for command in (configure, ["ninja", "-C", folder, *targets]):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if done.returncode != 0:
             checks.check(False, f"{folder}: {done.stdout.decode(errors='replace')[-800:]}")
             checks.exit()
+
+
+def build(checks, folder, flags, ggml, targets):
+    build_commands(checks, folder, ["cmake", "-G", "Ninja", "-S", SOURCE, "-B", folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+                                    f"-DCMAKE_CXX_FLAGS={flags}", "-DKVTURBO_CLI=OFF", "-DKVTURBO_CUDA=OFF", "-DKVTURBO_EXAMPLES=OFF",
+                                    f"-DKVTURBO_GGML_SOURCE={ggml}", f"-DKVTURBO_HOST_BIN={HOST_BIN}"], targets)
 
 
 def run(checks, folder, name, **variables):
@@ -30,7 +33,7 @@ def run(checks, folder, name, **variables):
 def main():
     checks = Checks()
     ggml = setting("TEST_GGML_SOURCE")
-    asan, tsan = (os.path.join(SOURCE, "build", n) for n in ("asan_plugin", "tsan"))
+    asan = os.path.join(SOURCE, "build", "asan_plugin")
     tests = ["plugin_graph_test", "plugin_life_test", "recent_rows_test"]
     build(checks, asan, "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer", ggml, ["ggml-kvturbo", *tests])
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as known:
@@ -44,9 +47,6 @@ def main():
                     # An unloaded C++ runtime leaves its reserve for exceptions behind, 71 kB (libstdc++ frees it for memory checkers only).
                     GTEST_FILTER="-*Unload*", LSAN_OPTIONS=f"suppressions={known.name}:print_suppressions=0", OMP_WAIT_POLICY="passive")
         run(checks, asan, tests[2])
-    build(checks, tsan, "-fsanitize=thread", "", ["attention_test"])
-    for isa in ("scalar", "avx2", "avx512"):
-        run(checks, tsan, "attention_test", KVTURBO_ISA=isa, GTEST_FILTER="*Thread*")
     checks.exit()
 
 

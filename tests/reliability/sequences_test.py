@@ -1,4 +1,4 @@
-"""Sequences and states through the host's libllama, with all codecs, and what context shifts cost (tests/plugin_sequences_test.cc, which ctest runs
+"""Sequences and states through the host's libllama, with all codecs, what context shifts and other batches cost (tests/plugin_sequences_test.cc, which ctest runs
 with two codecs)."""
 import os
 import subprocess
@@ -31,6 +31,9 @@ def main():
             status, text = run(folder, model, codec, "--gtest_also_run_disabled_tests", "--gtest_filter=ShiftLoss.*")
             print(codec, "; ".join(line for line in text.splitlines() if "shifts:" in line), flush=True)
             checks.check(status == 0, f"context shifts with {codec}")
+            status, text = run(folder, model, codec, "--gtest_also_run_disabled_tests", "--gtest_filter=BatchLoss.*")
+            print(codec, "; ".join(line for line in text.splitlines() if "largest difference" in line), flush=True)
+            checks.check(status == 0, f"batches of any length with {codec}")
     checks.exit()
 
 
