@@ -220,7 +220,7 @@ def server(name, arguments, environment):
             time.sleep(0.25)
             if process.poll() is not None:
                 break
-    print(name, "does not start"); sys.exit(1)
+    print(name, "does not start:", *open(f"{work}/server.{name}").read().splitlines()[-12:], sep="\n  "); sys.exit(1)
 text = open(f"{work}/texts/english.txt").read()
 days = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday,"
 first, second = f"{text[:3000]} {days} {days} Monday, Tuesday,", f"{text[3000:5000]} one, two, three, four, one, two, three, four, one, two, three, four, one,"
