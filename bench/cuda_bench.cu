@@ -28,7 +28,7 @@ struct Shape {
 
 struct Options {
   bool decode = true, encode = true, engine = true, sustained = false, quick = false;
-  std::string codec;          // only this one beside f16
+  std::string codec;          // only this one beside f16; "all"
   std::vector<Shape> shapes;  // instead of the table's
 };
 
@@ -178,8 +178,9 @@ std::string shape_name(const Shape& s) {
 
 std::vector<kvt_codec_id> chosen_codecs(const Options& options) {
   std::vector<kvt_codec_id> codecs;
-  for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
-    if (options.codec.empty() || options.codec == kvt_codec_name(id)) codecs.push_back(id);
+  for (const kvt_codec_id id : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3, KVT_CODEC_K3V3, KVT_CODEC_K3V2, KVT_CODEC_K2V2,
+                                KVT_CODEC_K8V4, KVT_CODEC_K8V3}) {
+    if (options.codec.empty() ? id <= KVT_CODEC_K4V3 : options.codec == "all" || options.codec == kvt_codec_name(id)) codecs.push_back(id);
   }
   return codecs;
 }
@@ -288,7 +289,7 @@ void bench_encode(const Options& options) {
 int usage() {
   std::fprintf(
       stderr,
-      "usage: kvturbo_cuda_bench [--quick] [--decode | --encode | --engine | --sustained] [--codec NAME] [--shape B,CELLS,G,N_Q]...\n"
+      "usage: kvturbo_cuda_bench [--quick] [--decode | --encode | --engine | --sustained] [--codec NAME|all] [--shape B,CELLS,G,N_Q]...\n"
       "  Tables of decode attention over f16, of encoding, and of an engine's step; --sustained: seconds of one kernel, at the power "
       "limit.\n");
   return 2;

@@ -10,6 +10,7 @@
 #include "whole_file.h"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <array>
 
@@ -43,6 +44,13 @@ void declare_common(CLI::App& command, PackOptions& options) {
   command.add_option("-o,--output", options.output, "the file to write")->type_name("FILE");
   command.add_option("-m,--model", options.model, "the model that the slot is of: a name of `kvturbo models`, or a GGUF file")->type_name("MODEL");
   command.add_flag("--force", options.force, "replace a file that is there");
+  command.add_flag("--json", options.json, "print one JSON object");
+}
+
+void print_figures(const std::string& output, uint64_t slot_bytes, uint64_t n_written, const PackFigures& figures) {
+  const double ratio = static_cast<double>(slot_bytes) / static_cast<double>(n_written);
+  fmt::print("{}: {} -> {} bytes, {:.2f} times smaller; {} of {} rows as codes\n", output, with_thousands(slot_bytes), with_thousands(n_written), ratio,
+             with_thousands(figures.rows_as_codes), with_thousands(figures.rows));
 }
 
 }  // namespace
@@ -82,9 +90,16 @@ int command_pack(const PackOptions& options) {
   }
   out.write_at_start(header);
   out.finish();
-  const double ratio = static_cast<double>(file.bytes().size()) / static_cast<double>(n_written);
-  fmt::print("{}: {} -> {} bytes, {:.2f} times smaller; {} of {} rows as codes\n", output, with_thousands(file.bytes().size()),
-             with_thousands(n_written), ratio, with_thousands(figures.rows_as_codes), with_thousands(figures.rows));
+  if (options.json) {
+    fmt::print("{}\n", nlohmann::ordered_json{{"output", output},
+                                              {"bytes", n_written},
+                                              {"slot_bytes", file.bytes().size()},
+                                              {"rows", figures.rows},
+                                              {"rows_as_codes", figures.rows_as_codes}}
+                           .dump());
+  } else {
+    print_figures(output, file.bytes().size(), n_written, figures);
+  }
   if (figures.rows > 0 && figures.rows_as_codes == 0) {
     fmt::print(stderr, "kvturbo: {}: it has no rows with codes: save it with the plug-in, without KVTURBO_STATE=f16\n", options.file);
   }
@@ -110,7 +125,11 @@ int command_unpack(const PackOptions& options) {
     WorkShown shown("unpacking");
     unpack_slot(file.bytes(), {options.plain, false}, [&](std::span<const uint8_t> bytes) { out.write(bytes); }, std::ref(shown));
     out.finish();
-    fmt::print("{}: {} bytes\n", output, with_thousands(header.file_bytes));
+    if (options.json) {
+      fmt::print("{}\n", nlohmann::ordered_json{{"output", output}, {"slot_bytes", header.file_bytes}}.dump());
+    } else {
+      fmt::print("{}: {} bytes\n", output, with_thousands(header.file_bytes));
+    }
   } catch (const ContainerError& error) {
     throw CliError(kExitFailure, options.file, error.what(), "");
   }

@@ -13,6 +13,7 @@ struct PackOptions {
   std::string model;   // -m: its hash goes into the container, or is compared
   bool force = false;
   bool plain = false;  // unpack only
+  bool json = false;
 };
 
 CLI::App* declare_pack(CLI::App& app, PackOptions& options);

@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <memory>
 
-#include "fuzz_input.h"
+#include "fuzz_kernels.h"
 
 namespace {
 
-constexpr size_t kPages = 3;
+constexpr uint32_t kPages = 3;
 constexpr uint32_t kMaxRows = 70;
+// One byte in sixteen asks for many: most calls are to be quick ones.
+constexpr uint32_t kMostSmall = 240, kFewRows = 4, kFewQueries = 2;
 
 using Codec = std::unique_ptr<kvt_codec, void (*)(kvt_codec*)>;
 
@@ -31,10 +33,15 @@ class Session {
   }
 
  private:
-  // Mostly a head dim that exists.
+  // Mostly a head dim that exists, and a small one.
   uint32_t head_dim() {
     const uint32_t b = in_.byte();
+    if (b < 160) return kvt_fuzz::kHeadDims[b % 2];
     return b < 200 ? kvt_fuzz::kHeadDims[b % 7] : b * 3 - 600;
+  }
+  uint32_t below(uint32_t few, uint32_t many) {
+    const uint32_t b = in_.byte();
+    return b % (b < kMostSmall ? few : many);
   }
   kvt_side side() { return in_.below(2) == 0 ? KVT_KEY : KVT_VALUE; }
 
@@ -51,12 +58,11 @@ class Session {
     d_[KVT_KEY] = d_k;
     d_[KVT_VALUE] = d_v;
     for (const kvt_side s : {KVT_KEY, KVT_VALUE}) pages_[s].assign(kPages * kvt_page_bytes(created, s), 0);
-    workspace_.clear();
   }
 
   void encode() {
     const kvt_side s = side();
-    const uint32_t n = in_.byte() % kMaxRows, wrong = in_.byte();
+    const uint32_t n = below(kFewRows, kMaxRows), wrong = in_.byte();
     std::vector<float> rows(size_t{n} * d_[s] + 1);
     for (float& x : rows) x = static_cast<float>(static_cast<int8_t>(in_.next()));
     if (wrong == 1) rows[0] = 1e38f * 10;  // infinity
@@ -75,7 +81,8 @@ class Session {
   void decode() {
     if (codec_ == nullptr) return;
     const kvt_side s = side();
-    const size_t first = in_.byte() % (kPages * KVT_PAGE_TOKENS), n = in_.byte() % (kPages * KVT_PAGE_TOKENS - first + 1);
+    const uint32_t first = in_.byte() % (kPages * KVT_PAGE_TOKENS), left = kPages * KVT_PAGE_TOKENS - first + 1;
+    const uint32_t n = below(std::min(kFewRows, left), left);
     std::vector<float> dst(n * d_[s] + 1, 7.0f);
     FUZZ_CHECK(kvt_decode(codec_.get(), s, pages_[s].data(), pages_[s].size() / kPages, first, n, dst.data(), d_[s]) == KVT_OK);
     FUZZ_CHECK(dst.back() == 7.0f);
@@ -100,8 +107,8 @@ class Session {
     a.struct_size = sizeof a;
     a.n_streams = 1;
     a.n_kv_heads = 1;
-    a.n_group = 1 + in_.below(6);
-    a.n_queries = 1 + in_.below(4);
+    a.n_group = 1 + below(kFewQueries, 6);
+    a.n_queries = 1 + below(kFewQueries, 4);
     a.n_cells = static_cast<uint32_t>(in_.byte() % (kPages * KVT_PAGE_TOKENS + 1));
     a.k_pages = pages_[KVT_KEY].data();
     a.k_page_stride = pages_[KVT_KEY].size() / kPages;
@@ -133,12 +140,12 @@ class Session {
       FUZZ_CHECK(out == before);
       return;
     }
-    if (bytes + 64 > workspace_.size()) workspace_.assign(bytes + 64, 0);
-    uint8_t* workspace = workspace_.data() + (64 - reinterpret_cast<uintptr_t>(workspace_.data()) % 64) % 64;
+    uint8_t* workspace = kvt_fuzz::workspace(bytes);
     for (uint32_t t = 0; t < n_threads; ++t) FUZZ_CHECK(kvt_attend_thread(codec_.get(), &a, workspace, t, n_threads) == KVT_OK);
     FUZZ_CHECK(kvt_attend_thread(codec_.get(), &a, workspace, n_threads, n_threads) == KVT_ERROR_INVALID_ARGUMENT);
     FUZZ_CHECK(std::all_of(workspace, workspace + 64, [](uint8_t b) { return b == 0; }));
     for (const float x : out) FUZZ_CHECK(x == x);
+    if (wrong == 15) FUZZ_CHECK(kvt_attend(codec_.get(), &a) == KVT_OK);
   }
 
   void ask() {
@@ -161,7 +168,6 @@ class Session {
   Codec codec_{nullptr, kvt_codec_destroy};
   uint32_t d_[2] = {64, 64};
   std::vector<uint8_t> pages_[2] = {std::vector<uint8_t>(16), std::vector<uint8_t>(16)};
-  std::vector<uint8_t> workspace_;
 };
 
 }  // namespace

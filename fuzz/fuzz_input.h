@@ -3,6 +3,7 @@
 
 #include <kvturbo/kvturbo.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -22,7 +23,6 @@ namespace kvt_fuzz {
 
 inline constexpr uint32_t kCodecCount = 9;
 inline constexpr uint32_t kHeadDims[] = {64, 80, 96, 112, 128, 192, 256};
-inline constexpr const char* kTables[] = {"scalar", "avx2", "avxvnni", "avx512", "neon"};
 
 // Reads an input from its start; beyond its end it gives zeros.
 class Input {
@@ -44,7 +44,14 @@ class Input {
   }
   void fill(void* to, size_t n) {
     auto* bytes = static_cast<uint8_t*>(to);
-    for (size_t i = 0; i < n; ++i) bytes[i] = next();
+    if (left() == 0) std::memset(bytes, 0, n);
+    for (size_t done = 0; left() > 0 && done < n;) {
+      if (cursor_ >= left()) cursor_ = 0;
+      const size_t some = std::min(n - done, left() - cursor_);
+      std::memcpy(bytes + done, data_ + at_ + cursor_, some);
+      cursor_ += some;
+      done += some;
+    }
   }
 
  private:
@@ -52,6 +59,21 @@ class Input {
   size_t size_;
   size_t at_ = 0;
   size_t cursor_ = 0;
+};
+
+// The first byte of an input: a codec, and whether shapes are small. Nearly all are, as the time of an execution grows with its shapes
+// and most of what can go wrong does so in small ones; one byte in eleven stands for a large one.
+struct Start {
+  kvt_codec_id codec;
+  bool is_large;
+  explicit Start(Input* in) {
+    const uint32_t b = in->byte();
+    codec = static_cast<kvt_codec_id>(b % kCodecCount);
+    is_large = b >= 26 * kCodecCount;
+  }
+  uint32_t head_dim(Input* in) const { return kHeadDims[in->below(is_large ? 7 : 2)]; }
+  // Below `small`, or below `large`.
+  uint32_t below(Input* in, uint32_t small, uint32_t large) const { return in->below(is_large ? large : small); }
 };
 
 }  // namespace kvt_fuzz

@@ -2,8 +2,8 @@
 # The plug-in in stock llama.cpp on a GPU: checks and measurements, for a machine with a GPU and the CUDA toolkit and no network.
 #   scripts/cuda_host.sh --pack DIR      here: plug-in, host programs, sources of ggml's CUDA backend, texts and this script, to carry
 #   DIR/cuda_host.sh PART...             there; parts, in this order:
-#     build      ggml's CUDA and CPU modules (llama.cpp b11434), beside the host programs that were carried. With
-#                KVT_CUDA_MODULE=PREFIX the CUDA module comes from PREFIX.00, PREFIX.01 ...: split parts of libggml-cuda.so.xz
+#     build      ggml's CUDA module (llama.cpp b11434), beside the host programs that were carried. With
+#                KVT_CUDA_MODULE=PREFIX it comes from PREFIX.00, PREFIX.01 ...: split parts of libggml-cuda.so.xz
 #     model      a random-weight model of 8B shape (32 layers, 32/8 heads of 128), for speed
 #     smoke      a few tokens: does it load and compute
 #     f16        KVTURBO_CODEC=f16 against stock: greedy text, perplexity
@@ -11,9 +11,11 @@
 #     greedy     200 greedy tokens, k4v3 beside stock
 #     server     a slot saved and restored, a context shift, two slots
 #     refusals   what is refused, in one line each
-#     speed      8B shape: generation at depths 0 and KVT_DEPTHS, stock f16, q8_0, q4_0 and k4v3 (KVT_KINDS; also pages: codec f16)
+#     speed      8B shape: generation at depth 0, stock f16, q8_0, q4_0 and k4v3 (KVT_KINDS; also pages: codec f16)
+#     depth      8B shape: KVT_DEPTHS (32768 131072) tokens of prompt, then 128 tokens
 #     prefill    8B shape: 2,048 tokens at depths 0 and 32768
-#     parallel   8B shape: four and eight sequences
+#     parallel   8B shape: KVT_SEQUENCES (4 8) of 32768 tokens each
+#     profile    8B shape: where a token's time goes, by kernels, copies and calls (KVT_DEPTH: after so long a prompt)
 #     memory     8B shape: memory of the GPU with a full cache
 # Real-model parts need KVT_MODEL=FILE (SmolLM2); KVT_WORK (/tmp/kvt-host) holds what is built.
 set -uo pipefail
@@ -22,14 +24,22 @@ work="${KVT_WORK:-/tmp/kvt-host}"
 bin="$work/bin"
 big="$work/8b.gguf"
 plugin="$bin/libggml-kvturbo.so"
-depths="${KVT_DEPTHS-32768,131072}"
+depths="${KVT_DEPTHS-32768 131072}"
 
 fail() { echo "cuda_host.sh: $*" >&2; exit 1; }
+
+build_cpu_module() {  # SOURCE, of ggml
+  cmake -S "$1" -B build/cuda-host/ggml-cpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF \
+    -DGGML_CCACHE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_BUILD_TESTS=OFF \
+    -DGGML_BUILD_EXAMPLES=OFF -DCMAKE_CXX_COMPILER_LAUNCHER="${KVT_LAUNCHER:-}" -DCMAKE_C_COMPILER_LAUNCHER="${KVT_LAUNCHER:-}" &&
+    cmake --build build/cuda-host/ggml-cpu --target ggml-cpu
+}
 
 pack() {  # DIR
   cd "$here/.." || exit 1
   source scripts/cache_folder.sh
-  local dir="$1" host source staging
+  local dir="$1" host source staging cuda
+  cuda="$(readlink -f "$(dirname "${CUDACXX:-/usr/local/cuda/bin/nvcc}")/..")"
   host="$(scripts/get_host.sh --tools)" || exit 1
   source="$(scripts/get_host.sh --source)" || exit 1
   [ -e "$host/llama-batched-bench" ] || cmake --build "$host/.." --target llama-batched-bench >&2 || exit 1
@@ -37,16 +47,23 @@ pack() {  # DIR
     -DCMAKE_CUDA_COMPILER="${CUDACXX:-/usr/local/cuda/bin/nvcc}" -DKVTURBO_GGML_SOURCE="$source/ggml" -DKVTURBO_TESTS=OFF -DKVTURBO_CLI=OFF \
     -DKVTURBO_EXAMPLES=OFF -DCMAKE_CXX_COMPILER_LAUNCHER="${KVT_LAUNCHER:-}" -DCMAKE_CUDA_COMPILER_LAUNCHER="${KVT_LAUNCHER:-}" >&2 || exit 1
   cmake --build build/cuda-host --target ggml-kvturbo >&2 || exit 1
+  # Of ggml what its CUDA and CPU modules are built of.
+  mkdir -p build/cuda-host/ggml/src
+  cp -ru "$source"/ggml/{CMakeLists.txt,cmake,include} build/cuda-host/ggml/
+  cp -ru "$source"/ggml/src/{*.c,*.cpp,*.h,*.in,CMakeLists.txt,ggml-cuda,ggml-cpu} build/cuda-host/ggml/src/
+  touch build/cuda-host/ggml/ggml.pc.in  # the sources that we have lack it, and ggml's build on its own wants it
+  build_cpu_module build/cuda-host/ggml >&2 || exit 1  # the host's is made for the CPU of this machine
   staging="$(mktemp -d)"
-  mkdir -p "$dir" "$staging/bin" "$staging/texts" "$staging/ggml/src"
+  mkdir -p "$dir" "$staging/bin" "$staging/texts"
+  cp -r build/cuda-host/ggml "$staging/ggml"
+  cp build/cuda-host/ggml-cpu/bin/libggml-cpu.so "$staging/"
   cp -a "$host"/lib*.so* "$host"/llama-{bench,batched-bench,completion,perplexity,server} "$staging/bin/"
-  rm -f "$staging/bin/libggml-cpu.so"  # made for the CPU of this machine
+  mv -f "$staging/libggml-cpu.so" "$staging/bin/"
+  g++ -std=c++20 -O2 -shared -fPIC scripts/cuda_timeline.cc "-I$cuda/include" "-L$cuda/lib" "-L$cuda/lib64" -lcupti -o "$staging/bin/libcuda_timeline.so" || exit 1
+  cp -L "$cuda"/lib/libcupti.so.[0-9][0-9] "$staging/bin/" 2>/dev/null || cp -L "$cuda"/lib64/libcupti.so.[0-9][0-9] "$staging/bin/" || exit 1
   cp build/cuda-host/bin/libggml-kvturbo.so "$staging/bin/"
   find "$staging/bin" -type f -exec strip --strip-unneeded {} +
   head -c 400000 "$kvturbo_cache/texts/english.txt" >"$staging/texts/english.txt"
-  cp -r "$source"/ggml/{CMakeLists.txt,cmake,include} "$staging/ggml/"
-  cp -r "$source"/ggml/src/{*.c,*.cpp,*.h,*.in,CMakeLists.txt,ggml-cuda,ggml-cpu} "$staging/ggml/src/"
-  touch "$staging/ggml/ggml.pc.in"  # the sources that we have lack it, and ggml's build on its own wants it
   python3 -m pip download --quiet --no-deps --only-binary=:all: -d "$staging/wheels" gguf==0.19.0 >&2 || exit 1
   python3 -m zipfile -e "$staging"/wheels/gguf-*.whl "$staging/python"
   rm -r "$staging/wheels"
@@ -54,7 +71,7 @@ pack() {  # DIR
   python3 scripts/make_random_model.py --layers 1 --heads 1 --kv-heads 1 --head-dim 64 --embedding 32 --ffn 32 \
     "${KVT_MODEL:-$kvturbo_cache/models/smollm2-135m.gguf}" "$staging/tokenizer.gguf" >&2 || exit 1
   tar -C "$staging" -cJf "$dir/host.tar.xz" .
-  cp "$here"/cuda_host.sh "$here"/make_random_model.py "$dir/"
+  cp "$here"/cuda_host.sh "$here"/make_random_model.py "$here"/timeline_table.py "$dir/"
   rm -r "$staging"
   du -sh "$dir" >&2
 }
@@ -89,19 +106,17 @@ part_build() {
   if [ -n "${KVT_CUDA_MODULE:-}" ]; then
     cat "$KVT_CUDA_MODULE".[0-9]* | xz -dc -T0 >"$bin/libggml-cuda.so" || fail "KVT_CUDA_MODULE=$KVT_CUDA_MODULE: no such parts"
     echo "ggml-cuda: carried, $(stat -c %s "$bin/libggml-cuda.so") bytes"
+    return
   fi
   mkdir -p "$work/ggml-build"
   cmake -S "$work/ggml" -B "$work/ggml-build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_BACKEND_DL=ON \
     -DGGML_NATIVE=OFF -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)" \
-    -DCMAKE_CUDA_COMPILER="$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)" -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF \
-    -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_BUILD_TESTS=OFF -DGGML_BUILD_EXAMPLES=OFF \
-    >"$work/configure.log" 2>&1 || { tail -n 20 "$work/configure.log"; fail "ggml does not configure"; }
-  local targets=(ggml-cpu)
-  [ -n "${KVT_CUDA_MODULE:-}" ] || targets+=(ggml-cuda)
-  cmake --build "$work/ggml-build" --target "${targets[@]}" -j "$(nproc)" >"$work/build.log" 2>&1 || {
+    -DCMAKE_CUDA_COMPILER="$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)" -DGGML_CUDA_GRAPHS=ON -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF -DGGML_BUILD_TESTS=OFF \
+    -DGGML_BUILD_EXAMPLES=OFF >"$work/configure.log" 2>&1 || { tail -n 20 "$work/configure.log"; fail "ggml does not configure"; }
+  cmake --build "$work/ggml-build" --target ggml-cuda -j "$(nproc)" >"$work/build.log" 2>&1 || {
     grep -E 'error|FAILED' "$work/build.log" | head; fail "ggml does not build"; }
-  cp "$work"/ggml-build/bin/libggml-c*.so "$bin/"
-  echo "${targets[*]}: $((SECONDS - begin)) s on $(nproc) cores"
+  cp "$work"/ggml-build/bin/libggml-cuda.so "$bin/"
+  echo "ggml-cuda: $((SECONDS - begin)) s on $(nproc) cores"
 }
 
 part_model() {
@@ -205,7 +220,7 @@ def server(name, arguments, environment):
             time.sleep(0.25)
             if process.poll() is not None:
                 break
-    print(name, "does not start"); sys.exit(1)
+    print(name, "does not start:", *open(f"{work}/server.{name}").read().splitlines()[-12:], sep="\n  "); sys.exit(1)
 text = open(f"{work}/texts/english.txt").read()
 days = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday,"
 first, second = f"{text[:3000]} {days} {days} Monday, Tuesday,", f"{text[3000:5000]} one, two, three, four, one, two, three, four, one, two, three, four, one,"
@@ -278,38 +293,50 @@ END
   lines "$work/bench.err"
 }
 
-# speed_of NAME VARIABLE=VALUE... -- ARGUMENT...: generation. At depth 0 three times; deeper once, since the benchmark would
-# restore the first run's state in between.
-speed_of() {
-  bench "$@" -p 0 -n 128 -d 0 -r 3
-  [ -z "$depths" ] || bench "$@" -p 0 -n 128 -d "$depths" -r 1
+part_speed() {
+  for kind in ${KVT_KINDS:-f16 k4v3 q8_0 q4_0}; do bench "$kind" $(variables_of "$kind") -- $(arguments_of "$kind") -p 0 -n 128 -r 3; done
 }
 
-part_speed() {
-  for kind in ${KVT_KINDS:-f16 k4v3 q8_0 q4_0}; do
-    case "$kind" in
-      f16) speed_of "stock f16" -- ;;
-      q8_0 | q4_0) speed_of "stock $kind" -- -ctk "$kind" -ctv "$kind" ;;
-      pages) speed_of "f16 pages" KVTURBO_CODEC=f16 -- ;;
-      *) speed_of "$kind" KVTURBO_CODEC="$kind" -- ;;
-    esac
+# Kinds: stock's cache types, or a codec of ours. `pages`: codec f16.
+is_stock() { [[ "$1" == f16 || "$1" == q8_0 || "$1" == q4_0 ]]; }
+arguments_of() { [[ "$1" != q8_0 && "$1" != q4_0 ]] || echo "-ctk $1 -ctv $1"; }
+variables_of() { is_stock "$1" || echo "KVTURBO_CODEC=${1/pages/f16}"; }
+
+# batched KIND SEQUENCES PROMPT TOKENS: llama-bench would save and restore the cache between prompt and tokens.
+batched() {
+  local run=(stock) n="$2"
+  is_stock "$1" || run=(ours $(variables_of "$1"))
+  "${run[@]}" llama-batched-bench -m "$big" -ngl 99 -fa on -c $((n * ($3 + 256))) -b 2048 -ub "${KVT_UBATCH:-2048}" -npp "$3" -ntg "$4" -npl "$n" \
+    $(arguments_of "$1") >"$work/batched" 2>&1 || trouble "$work/batched"
+  grep -aE "^\| *$3 " "$work/batched" | awk -F'|' -v kind="$1" -v n="$n" \
+    '{ printf "%-8s %d x %d: prompt %s t/s, then %d tokens: %.1f t/s\n", kind, n, $2, $7 + 0, $3, $9 }'
+  is_stock "$1" || lines "$work/batched" | grep -v 'do not fit'
+}
+
+part_depth() {
+  for depth in $depths; do
+    for kind in ${KVT_KINDS:-f16 k4v3}; do batched "$kind" 1 "$depth" 128; done
   done
 }
 
 part_prefill() {
-  for kind in ${KVT_KINDS:-f16 k4v3}; do
-    if [ "$kind" = f16 ]; then bench "stock f16" -- -p 2048 -n 0 -d 0,32768 -r 1; else bench "$kind" KVTURBO_CODEC="$kind" -- -p 2048 -n 0 -d 0,32768 -r 1; fi
-  done
+  for kind in ${KVT_KINDS:-f16 k4v3}; do bench "$kind" $(variables_of "$kind") -- $(arguments_of "$kind") -p 2048 -n 0 -d "${KVT_DEPTHS-0,32768}" -r 1; done
 }
 
 part_parallel() {
-  for n in 4 8; do
-    for kind in stock k4v3; do
-      local run=(stock)
-      [ $kind = k4v3 ] && run=(ours KVTURBO_CODEC=k4v3)
-      "${run[@]}" llama-batched-bench -m "$big" -ngl 99 -fa on -c $((n * 32896)) -b 2048 -ub 512 -npp 32768 -ntg 64 -npl $n >"$work/batched" 2>&1 || trouble "$work/batched"
-      echo "$kind, $n sequences of 32768: $(grep -aE "^\| *32768" "$work/batched")"
-    done
+  for n in ${KVT_SEQUENCES:-4 8}; do
+    for kind in ${KVT_KINDS:-f16 k4v3}; do batched "$kind" "$n" 32768 64; done
+  done
+}
+
+# Of the last tokens of a run; the table is for each token.
+part_profile() {
+  for kind in ${KVT_KINDS:-f16 k4v3}; do
+    export KVT_TIMELINE="$work/timeline.$kind" CUDA_INJECTION64_PATH="$bin/libcuda_timeline.so"
+    if [ -n "${KVT_DEPTH:-}" ]; then batched "$kind" 1 "$KVT_DEPTH" 32; else bench "$kind" $(variables_of "$kind") -- -p 0 -n 128 -r 1; fi
+    unset CUDA_INJECTION64_PATH
+    python3 "$here/timeline_table.py" "$KVT_TIMELINE"
+    [ -z "${OUT:-}" ] || xz -1 -c "$KVT_TIMELINE" >"$OUT/timeline.$kind${KVT_DEPTH:-}.xz"
   done
 }
 

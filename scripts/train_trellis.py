@@ -2,9 +2,10 @@
 """Derives the trellis tables of docs/format.md section 3: levels trained under the eight-state code of section 4.4, snapped to 7-bit integers.
 
 Lloyd's iteration on Gaussian samples with the Viterbi algorithm in place of the nearest level; then, among steps whose integers stay at or
-below 63, the step with the least error. Prints the levels, and errors of circular chains of 16, 32 and 64 elements and of whole vectors
-(four chains; the norms of format.md section 5, with one search and with the scale search of its step 4). tests/distortion_test.cc holds the
-library to the latter. --scales: instead, the three scales of a grid that leave the least error, and one and two of them. Seeds are fixed.
+below 63, the step with the least error. Prints the levels, and errors of circular chains of 16, 32 and 64 elements, with open ends too,
+and of whole vectors (four chains; the norms of format.md section 5, with one search and with the scale search of its step 4).
+tests/distortion_test.cc holds the library to the latter. --scales: instead, the three scales of a grid that leave the least error, and one
+and two of them. Seeds are fixed.
 Needs numpy; takes a few minutes.
 
     scripts/train_trellis.py [--scales] [bits ...]      default: 2 3 4
@@ -153,7 +154,8 @@ def main():
         for length in (16, 32, 64):
             y = sphere(5, 3000, 128).reshape(-1, length)[:6000]
             errors = [tail_biting(levels, y)[1] / length for levels in (exact, snapped)]
-            print(f"  chains of {length}: {mean_and_error(errors[0])}, snapped {mean_and_error(errors[1])}")
+            open_ends = viterbi(*candidates(snapped, y))[1] / length
+            print(f"  chains of {length}: {mean_and_error(errors[0])}, snapped {mean_and_error(errors[1])}, with open ends {mean_and_error(open_ends)}")
         for d in (64, 128, 256):
             for scales in ((1,), SCALES.get(bits)):
                 if scales:

@@ -15,9 +15,13 @@ expect_exit 2 kvturbo serve -m smollm2-135m --port 99999
 expect_one_error_line "command line: --port: .*; see kvturbo serve --help"
 expect_exit 2 kvturbo doctor -- --flag
 expect_one_error_line "command line: only run and serve take flags for the host"
-for command in run serve doctor models; do
+# Each command explains itself by an example, and all but the server's have --json; commands are those that --help lists.
+mapfile -t listed < <("$TEST_KVTURBO" --help | awk '/^Subcommands:/ { on = 1; next } on && NF == 0 { exit } on { print $1 }')
+[ "${#listed[@]}" -ge 9 ] || complain "only ${#listed[@]} commands in --help"
+for command in "${listed[@]}"; do
   expect_exit 0 kvturbo "$command" --help
   expect_stdout "Example: kvturbo $command"
+  [ "$command" = serve ] || expect_stdout "--json"
 done
 
 # The codec, by flag and by variable, before anything is started.

@@ -36,8 +36,8 @@ END
 chmod +x "$work/host/llama-perplexity"
 calls() { if [ -e "$work/calls" ]; then wc -l <"$work/calls"; else echo 0; fi; }
 
-eval_command=("$TEST_KVTURBO" eval -m "$TEST_MODEL" --host "$work/host" --plugin "$TEST_PLUGIN" --text "$work/prose.txt" -c 256)
-run() { "${eval_command[@]}" --chunks "${n_chunks:-3}" "$@"; }
+eval_command=("$TEST_KVTURBO" eval -m "$TEST_MODEL" --host "$work/host" --plugin "$TEST_PLUGIN" --text "$work/prose.txt" -c 128)
+run() { "${eval_command[@]}" --chunks "${n_chunks:-2}" "$@"; }
 # rows EXPRESSION: evaluates Python with `rows`, the JSON on stdout, and `kv`, its rows by the name of the cache.
 rows() {
   python3 -c "import json, sys; rows = json.load(open('$stdout')); kv = {r['kv']: r for r in rows}; print($1)"
@@ -53,7 +53,7 @@ expect_exit 0 run --kv f16,q4_0,ours:f16,k4v3 --json --plot "$work/plots"
 expect_same "$(calls)" 5
 expect_rows "[r['kv'] for r in rows] == ['f16', 'q4_0', 'ours:f16', 'k4v3']"
 expect_rows "all(set(r) >= set('model text n_ctx kv kld_mean kld_99 kld_999 same_top ppl_ratio bytes_per_token'.split()) for r in rows)"
-expect_rows "all(r['model'] == '$model' and r['text'] == 'prose.txt' and r['n_ctx'] == 256 for r in rows)"
+expect_rows "all(r['model'] == '$model' and r['text'] == 'prose.txt' and r['n_ctx'] == 128 for r in rows)"
 expect_rows "abs(kv['f16']['kld_mean']) < 1e-3 and kv['f16']['same_top'] > 99.5"
 # The floor: other orders of summation, with 4-bit weights.
 expect_rows "kv['ours:f16']['kld_mean'] < 0.02"
@@ -67,9 +67,9 @@ expect_rows "5560 < kv['k4v3']['bytes_per_token'] < 5600"
 grep -q "</svg>" "$work/plots/kld_bits_${model}_prose.txt.svg" || complain "no chart"
 first="$(cat "$stdout")"
 
-# The same figure from llama-perplexity without us.
-"$TEST_HOST_BIN/llama-perplexity" -m "$TEST_MODEL" -f "$work/prose.txt" -c 256 -b 256 --chunks 3 -fa on --kl-divergence-base "$work/base" >"$work/direct.log" 2>&1
-"$TEST_HOST_BIN/llama-perplexity" -m "$TEST_MODEL" -c 256 -b 256 -fa on -ctk q4_0 -ctv q4_0 --kl-divergence-base "$work/base" --kl-divergence >"$work/direct.log" 2>&1
+# The same figure from llama-perplexity without us, with the base logits that were kept.
+"$TEST_HOST_BIN/llama-perplexity" -m "$TEST_MODEL" -c 128 -b 128 -fa on -ctk q4_0 -ctv q4_0 --kl-divergence --kl-divergence-base "$work"/cache/eval/logits/*.kld \
+  >"$work/direct.log" 2>&1
 direct="$(awk '/^Mean +KLD:/ { print $3 }' "$work/direct.log")"
 # 5 %: sums depend on how many threads share them.
 expect_rows "abs(kv['q4_0']['kld_mean'] / $direct - 1) < 0.05"
@@ -89,7 +89,7 @@ expect_stderr "base logits are kept in $work/cache/eval/logits; kvturbo eval --c
 
 # Interrupted: what was finished is kept, what was not leaves nothing, and the next run goes on.
 rm -r "$work/cache/eval"
-"${eval_command[@]}" --chunks 3 --kv f16,q4_0,k4v3 >"$stdout" 2>"$stderr" &
+"${eval_command[@]}" --chunks 2 --kv f16,q4_0,k4v3 >"$stdout" 2>"$stderr" &
 pid=$!
 for _ in $(seq 600); do
   if compgen -G "$work/cache/eval/results/*.json" >"$work/found"; then break; fi
@@ -107,7 +107,7 @@ expect_exit 0 run --kv f16,q4_0,k4v3 --json
 expect_same "$(rows "kv['k4v3']['kld_mean'] > 0")" True
 
 # Token by token.
-n_chunks=1 expect_exit 0 run --kv k4v3 --decode --json
+expect_exit 0 run --kv k4v3 --decode --json
 expect_rows "kv['k4v3']['path'] == 'decode' and 0 < kv['k4v3']['kld_mean'] < 0.4"
 
 # A pass key at the end of a short text is found with exact keys. Greedy text: as many tokens as asked are compared.
@@ -125,11 +125,11 @@ expect_exit 1 env PATH="$work/no_network:$PATH" "${eval_command[@]}" --text engl
 expect_one_error_line "text 'english': not in the cache, and get_texts.sh failed; cannot fetch the package perl-doc: check the network"
 expect_exit 1 run --text "$work/absent.txt"
 expect_one_error_line "text $work/absent.txt: no such file; give english, code, or a text file"
-head -c 1000 "$work/prose.txt" >"$work/short.txt"
+head -c 700 "$work/prose.txt" >"$work/short.txt"
 expect_exit 1 run --text "$work/short.txt" --kv q4_0
-expect_one_error_line "text short.txt: it has only [0-9]+ tokens, -c 256 needs 512; give a longer text, or a smaller -c"
+expect_one_error_line "text short.txt: it has only [0-9]+ tokens, -c 128 needs 256; give a longer text, or a smaller -c"
 n_chunks=9999 expect_exit 1 run --kv q4_0
-expect_one_error_line "text prose.txt: it fills only [0-9]+ chunks of 256 tokens; give a longer text, or --chunks [0-9]+"
+expect_one_error_line "text prose.txt: it fills only [0-9]+ chunks of 128 tokens; give a longer text, or --chunks [0-9]+"
 expect_exit 2 run -c 16384 --kv q4_0
 expect_one_error_line "-c 16384: $model was trained on contexts of 8192 tokens; give a smaller -c"
 expect_exit 1 run --kv k4v3:color=red

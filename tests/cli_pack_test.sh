@@ -3,7 +3,7 @@
 # left behind.
 . "$(dirname "$0")/cli_support.sh"
 needs_host
-command -v curl >/dev/null || skip "no curl"
+command -v curl >/dev/null && command -v jq >/dev/null || skip "no curl or jq"
 
 port=$((20000 + $$ % 20000))
 mkdir "$work/slots"
@@ -21,8 +21,11 @@ expect_exit 0 kvturbo pack "$slot"
 expect_stdout 'chat.kvts: [0-9,]+ -> [0-9,]+ bytes, [34]\.[0-9]+ times smaller; [0-9,]+ of [0-9,]+ rows as codes'
 expect_exit 2 kvturbo pack "$slot"
 expect_one_error_line '.*chat.kvts: it exists; --force replaces it'
-expect_exit 0 kvturbo pack "$slot" --force -m "$TEST_MODEL"
-expect_exit 0 kvturbo unpack "$slot.kvts" -o "$work/again" -m "$TEST_MODEL"
+expect_exit 0 kvturbo pack "$slot" --force -m "$TEST_MODEL" --json
+expect_same "$(jq .bytes "$stdout") $(jq .slot_bytes "$stdout")" "$(stat -c %s "$slot.kvts") $(stat -c %s "$slot")"
+expect_same "$(jq '.rows > 0 and .rows_as_codes > 0' "$stdout")" true
+expect_exit 0 kvturbo unpack "$slot.kvts" -o "$work/again" -m "$TEST_MODEL" --json
+expect_same "$(jq .slot_bytes "$stdout")" "$(stat -c %s "$slot")"
 expect_exit 0 cmp "$work/again" "$slot"
 expect_exit 0 kvturbo unpack "$slot.kvts" -o "$work/plain" --plain
 expect_same "$(stat -c %s "$work/plain")" "$(stat -c %s "$slot")"

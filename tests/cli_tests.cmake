@@ -4,6 +4,7 @@ foreach(name run bad_input models doctor serve readme)
   set_tests_properties(cli.${name} PROPERTIES
     SKIP_RETURN_CODE 77
     TIMEOUT 300
+    PROCESSORS 2
     ENVIRONMENT "TEST_KVTURBO=$<TARGET_FILE:kvturbo>;TEST_PLUGIN=$<TARGET_FILE_DIR:kvturbo>/libggml-kvturbo.so;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR}")
 endforeach()
 # It builds in the build folder and uses the user's cache: alone; and it runs ./demo, which may take long on a busy machine.

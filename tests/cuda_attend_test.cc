@@ -475,7 +475,7 @@ TEST_F(CudaAttend, GroupsAndQueries) {
 
 // More runs of cells than a block holds the means of at a time; units end in the middle of shares.
 TEST_F(CudaAttend, ManyMeans) {
-  for (const kvt_codec_id codec : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
+  for (const kvt_codec_id codec : kCodeCodecs) {
     for (const auto& [n_group, n_queries] : {std::pair{1u, 1u}, {4u, 3u}, {16u, 8u}}) {
       std::vector<int32_t> lengths(32, 24000);
       lengths[3] = 23017;

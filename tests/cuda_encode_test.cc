@@ -230,7 +230,7 @@ TEST_F(CudaEncode, HalfAndBfloatRows) {
 TEST_F(CudaEncode, AMillionRows) {
   const size_t n = 1000000;
   const std::vector<float> rows = make_rows(n, 128);
-  for (const kvt_codec_id codec : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
+  for (const kvt_codec_id codec : kCodeCodecs) {
     for (const kvt_side side : {KVT_KEY, KVT_VALUE}) compare({codec, side, 128, 1, cells_from(0, n)}, rows);
   }
 }

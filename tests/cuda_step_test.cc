@@ -488,7 +488,6 @@ void check(const Scene& scene) {
 
 class CudaStep : public CudaTest {};
 
-constexpr kvt_codec_id kCodeCodecs[] = {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3};
 
 TEST_F(CudaStep, CodecsAndMasks) {
   for (const kvt_codec_id codec : kCodeCodecs) {

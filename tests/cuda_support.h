@@ -12,8 +12,10 @@
 
 namespace kvt_test {
 
-// Those that have GPU kernels.
-inline constexpr kvt_codec_id kCudaCodecs[] = {KVT_CODEC_F16, KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3};
+inline constexpr kvt_codec_id kCodeCodecs[] = {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3, KVT_CODEC_K3V3,
+                                               KVT_CODEC_K3V2,   KVT_CODEC_K2V2,     KVT_CODEC_K8V4, KVT_CODEC_K8V3};
+inline constexpr kvt_codec_id kCudaCodecs[] = {KVT_CODEC_F16, KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3, KVT_CODEC_K3V3,
+                                               KVT_CODEC_K3V2, KVT_CODEC_K2V2, KVT_CODEC_K8V4, KVT_CODEC_K8V3};
 
 // ctest looks for the message (cuda_tests.cmake).
 class CudaTest : public testing::Test {

@@ -81,6 +81,7 @@ foreach(name bad_input memory metrics plumbing server)
   set_tests_properties(plugin.${name} PROPERTIES
     SKIP_RETURN_CODE 77
     TIMEOUT 600
+    PROCESSORS 2
     ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL};TEST_SOURCE=${PROJECT_SOURCE_DIR};TEST_DEQUANTIZE=$<TARGET_FILE:plugin_dequantize>")
 endforeach()
 
@@ -100,6 +101,7 @@ if(EXISTS ${KVTURBO_HOST_BIN}/libllama.so AND EXISTS ${KVTURBO_GGML_SOURCE}/../i
     add_test(NAME plugin.sequences.${codec} COMMAND plugin_sequences_test --gtest_filter=*Unified)
     set_tests_properties(plugin.sequences.${codec} PROPERTIES
       TIMEOUT 300
+      PROCESSORS 2
       FIXTURES_REQUIRED f16_weights
       ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_MODEL=${f16_model};TEST_SOURCE=${PROJECT_SOURCE_DIR};OMP_WAIT_POLICY=passive;GOMP_SPINCOUNT=0;KVTURBO_LOG=quiet;KVTURBO_CODEC=${codec}")
   endforeach()
@@ -108,4 +110,5 @@ endif()
 add_test(NAME reliability.quick COMMAND ${PROJECT_SOURCE_DIR}/scripts/reliability.sh --quick)
 set_tests_properties(reliability.quick PROPERTIES
   TIMEOUT 600
+  PROCESSORS 2
   ENVIRONMENT "TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;TEST_HOST_BIN=${KVTURBO_HOST_BIN};TEST_MODEL=${KVTURBO_TEST_MODEL}")

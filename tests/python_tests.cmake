@@ -10,5 +10,5 @@ endif()
 # The wheel of this build's binaries, from nothing to a streamed answer. Skipped where packages cannot be fetched.
 if(TARGET kvturbo AND TARGET ggml-kvturbo)
   add_test(NAME python.wheel COMMAND ${PROJECT_SOURCE_DIR}/scripts/check_wheel.sh ${PROJECT_BINARY_DIR} ${KVTURBO_TEST_MODEL})
-  set_tests_properties(python.wheel PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600)
+  set_tests_properties(python.wheel PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 RESOURCE_LOCK install)
 endif()

@@ -22,19 +22,16 @@ namespace {
 template <class Codes, class Shape>
 __device__ __forceinline__ void score_page(const QueryOperands<Codes, Shape>& q, const uint32_t (&table)[Codes::kKeyTable],
                                            const char* page, int r, int c, float (&score)[Shape::kRowBlocks][16]) {
-  constexpr int kTileBytes = 8 * Shape::kDimK, N = 2 * Shape::kRowBlocks;
+  constexpr int kTileBytes = Shape::kTileBytes, N = 2 * Shape::kRowBlocks, kWords = Shape::kLines * (Codes::kKeyBits == 8 ? 2 : 1);
 #pragma unroll
   for (int g = 0; g < 2; ++g) {
     int sums[4][N], sketch[4][N];
-    uint32_t words[4][Shape::kLines];  // tokens 2r, 2r + 1 of tile 2g, then of tile 2g + 1
+    uint32_t words[4][kWords];  // tokens 2r, 2r + 1 of tile 2g, then of tile 2g + 1
 #pragma unroll
     for (int i = 0; i < Shape::kLines; ++i) {
-      const char* line = page + 2 * g * kTileBytes + (4 * i + c) * 64 + r * 8;
-      const uint2 a = *reinterpret_cast<const uint2*>(line), b = *reinterpret_cast<const uint2*>(line + kTileBytes);
-      words[0][i] = a.x;
-      words[1][i] = a.y;
-      words[2][i] = b.x;
-      words[3][i] = b.y;
+      const char* tile = page + 2 * g * kTileBytes + r * 8;
+      load_keys<Codes::kKeyBits>(tile, i, c, words[0], words[1]);
+      load_keys<Codes::kKeyBits>(tile + kTileBytes, i, c, words[2], words[3]);
     }
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
@@ -97,9 +94,8 @@ struct ValueNorms {
   }
   // Of the page; a NaN norm wins, so that it reaches every row.
   __device__ __forceinline__ float largest() const {
-    __half2 m = norm[0];
-#pragma unroll
-    for (int i = 1; i < 8; ++i) m = __hmax2_nan(m, norm[i]);
+    const __half2 m = __hmax2_nan(__hmax2_nan(__hmax2_nan(norm[0], norm[1]), __hmax2_nan(norm[2], norm[3])),
+                                  __hmax2_nan(__hmax2_nan(norm[4], norm[5]), __hmax2_nan(norm[6], norm[7])));
     __half n = __hmax_nan(__low2half(m), __high2half(m));
     n = __hmax_nan(n, __shfl_xor_sync(0xffffffffu, n, 1));
     n = __hmax_nan(n, __shfl_xor_sync(0xffffffffu, n, 2));
@@ -276,7 +272,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
   SoftmaxState<kRowBlocks, Shape::kTiles> state;
   const bool has_means = call.means.codes != nullptr;
   MeanScores<Shape> means;
-  const int magic_start[2] = {static_cast<int>(keep_in_register(kMagicBits)), static_cast<int>(keep_in_register(kMagicBits))};
+  const int start[2] = {static_cast<int>(keep_in_register(kBias)), static_cast<int>(keep_in_register(kBias))};
   int p = share_first + page_warp;
   for (int segment = share_first; segment < share_end;) {
     const int segment_end = min(share_end, segment + here.n_pages - here.page), cells = stream_cells(args, here.stream);
@@ -359,9 +355,10 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       float largest[kRowBlocks], largest_of_codes[kRowBlocks];  // with and without the mean
 #pragma unroll
       for (int b = 0; b < kRowBlocks; ++b) {
-        largest[b] = score[b][0];
+        float part[4];  // short chains: the warp has little else to do meanwhile
 #pragma unroll
-        for (int t = 1; t < 16; ++t) largest[b] = fmaxf(largest[b], score[b][t]);
+        for (int t = 0; t < 4; ++t) part[t] = fmaxf(fmaxf(score[b][t], score[b][4 + t]), fmaxf(score[b][8 + t], score[b][12 + t]));
+        largest[b] = fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
         largest[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 1));
         largest_of_codes[b] = fmaxf(largest[b], __shfl_xor_sync(0xffffffffu, largest[b], 2)) * factor[b];
         largest[b] = largest_of_codes[b] + mean[b];
@@ -378,7 +375,8 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
         const bool removed = largest[b] == -INFINITY;  // the whole page
         const float base = removed ? 0.0f : largest_of_codes[b],
                     page_weight = removed ? 0.0f : exp2_fast(largest[b] - state.reference[b]);
-        fold[b] = page_weight * largest_norm * (1.0f / 255.0f);
+        fold[b] = page_weight * largest_norm * (kBiasedFactor / 255.0f);
+        state.bias[b] = fmaf(biased_value(kBias), fold[b], state.bias[b]);
         float sum = 0;
         uint32_t w[8];
 #pragma unroll
@@ -400,19 +398,6 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
         }
       }
 
-      int start[N];
-#pragma unroll
-      for (int j = 0; j < N; ++j) start[j] = magic_start[j % 2];
-      if constexpr (Codes::kTrellis) {  // table bytes are level + 64: subtract 64 times the sum of the weights
-        int sums[N];
-#pragma unroll
-        for (int j = 0; j < N; ++j) sums[j] = 0;
-        mma_u8_u8(sums, weights[0], 0x01010101u, 0x01010101u, sums);
-        mma_u8_u8(sums, weights[1], 0x01010101u, 0x01010101u, sums);
-#pragma unroll
-        for (int j = 0; j < N; ++j) start[j] -= 64 * sums[j];
-      }
-
       uint32_t before[2][3] = {};  // trellis: subgroups k = 1, 2, 3 of the word before
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; ++half) {
@@ -420,12 +405,12 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
         // round again.
         const int block = Shape::kDimV == 64 ? 0 : Shape::kHalves * (r / 4) + half;
         const int word = r % 4 * 4 + (Shape::kDimV == 64 ? r / 4 * 2 : 0);
-        uint32_t x[2][3][Shape::kWords];
+        uint32_t x[2][Codes::kValueBits][Shape::kWords];
 #pragma unroll
         for (int g = 0; g < 2; ++g) {
           const char* group = value_page + g * Shape::kGroupBytes + c * 64;
 #pragma unroll
-          for (int k = 0; k < 3; ++k) {
+          for (int k = 0; k < Codes::kValueBits; ++k) {
             const char* from = group + (k * Shape::kBlocks + block) * 256 + word * 4;
             if constexpr (Shape::kWords == 4) {
               *reinterpret_cast<uint4*>(x[g][k]) = *reinterpret_cast<const uint4*>(from);
@@ -436,14 +421,14 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           if (Codes::kTrellis && half == 0) {
             const int last_block = Shape::kDimV == 64 ? 0 : Shape::kHalves * (1 - r / 4) + Shape::kHalves - 1;
             const int last_word = r % 4 * 4 + (Shape::kDimV == 64 ? (1 - r / 4) * 2 + 1 : 3);
-            uint32_t y[3];
+            uint32_t stored[Codes::kValueBits], y[4];
 #pragma unroll
-            for (int k = 0; k < 3; ++k) {
-              y[k] = *reinterpret_cast<const uint32_t*>(group + (k * Shape::kBlocks + last_block) * 256 + last_word * 4);
+            for (int k = 0; k < Codes::kValueBits; ++k) {
+              stored[k] = *reinterpret_cast<const uint32_t*>(group + (k * Shape::kBlocks + last_block) * 256 + last_word * 4);
             }
-            before[g][0] = y[1];
-            before[g][1] = y[2];
-            before[g][2] = fourth_subgroup(y[0], y[1], y[2]);
+            value_subgroups(stored, y);
+#pragma unroll
+            for (int k = 0; k < 3; ++k) before[g][k] = y[k + 1];
           }
         }
         if (half == Shape::kHalves - 1) {
@@ -455,16 +440,16 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
           uint32_t y[2][4];
 #pragma unroll
           for (int g = 0; g < 2; ++g) {
-            y[g][0] = x[g][0][e];
-            y[g][1] = x[g][1][e];
-            y[g][2] = x[g][2][e];
-            y[g][3] = fourth_subgroup(y[g][0], y[g][1], y[g][2]);
+            uint32_t stored[Codes::kValueBits];
+#pragma unroll
+            for (int k = 0; k < Codes::kValueBits; ++k) stored[k] = x[g][k][e];
+            value_subgroups(stored, y[g]);
           }
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             int sums[N];
 #pragma unroll
-            for (int j = 0; j < N; ++j) sums[j] = start[j];
+            for (int j = 0; j < N; ++j) sums[j] = start[j % 2];
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
               const uint32_t p1 = k > 0 ? y[g][k - 1] : before[g][2], p2 = k > 1 ? y[g][k - 2] : before[g][k + 1],
@@ -475,7 +460,7 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
             }
             float(&acc)[N] = state.acc[(half * 4 + k) * Shape::kWords + e];
 #pragma unroll
-            for (int j = 0; j < N; ++j) acc[j] = fmaf(integer_value(sums[j]), fold[j / 2], acc[j]);
+            for (int j = 0; j < N; ++j) acc[j] = fmaf(biased_value(sums[j]), fold[j / 2], acc[j]);
           }
 #pragma unroll
           for (int g = 0; g < 2; ++g) {
@@ -486,6 +471,11 @@ __global__ void __launch_bounds__(32 * Shape::kMaxWarps, 1) attend_codes_kernel(
       }
     }
 
+#pragma unroll
+    for (int t = 0; t < Shape::kTiles; ++t) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) state.acc[t][j] = (state.acc[t][j] - state.bias[j / 2]) * kBiasedUnit;
+    }
     if (segment_end == share_end) allow_successor();
     const uint32_t unit = here.stream * args.n_kv_heads + here.head;
     combine_warps<kRowBlocks, Shape::kTiles, Shape::kDimV, 1>(
@@ -529,12 +519,15 @@ void launch_shape(const AttendCall& call, const AttendPlan& plan, cudaStream_t s
 // use(CodeShape<...>{})
 template <class Codes, class Use>
 auto with_shape(const kvt_cuda_attention& args, const Use& use) {
-  const bool few = args.n_group * args.n_queries <= 8;
+  if constexpr (Codes::kManyRows) {
+    if (args.n_group * args.n_queries > 8 && args.head_dim_k == 64) return use(CodeShape<Codes, 64, 64, 2>{});
+    if (args.n_group * args.n_queries > 8 && args.head_dim_k == 128) return use(CodeShape<Codes, 128, 128, 2>{});
+  }
   switch (args.head_dim_k) {
     case 64:
-      return few ? use(CodeShape<Codes, 64, 64, 1>{}) : use(CodeShape<Codes, 64, 64, 2>{});
+      return use(CodeShape<Codes, 64, 64, 1>{});
     case 128:
-      return few ? use(CodeShape<Codes, 128, 128, 1>{}) : use(CodeShape<Codes, 128, 128, 2>{});
+      return use(CodeShape<Codes, 128, 128, 1>{});
     case 192:
       return use(CodeShape<Codes, 192, 128, 1>{});
     default:

@@ -2,6 +2,6 @@
 
 namespace kvt::cuda {
 
-const AttendKernels kAttendK4v3 = make_attend_kernels<K4v3Codes>();
+const AttendKernels kAttendK4v3 = make_attend_kernels<TrellisCodes<4, 3>>();
 
 }  // namespace kvt::cuda

@@ -37,7 +37,7 @@ struct AttendCall {
   int mean_pages;                         // of a run
   float mean_factor;                      // base-2 score of a mean = mean_factor * unit * <q, codes>
   float value_factor;                     // step / head_dim_v
-  uint32_t key_bytes[8], value_bytes[4];  // level tables as byte-permute operands, code_bytes.cuh
+  uint32_t key_bytes[6], value_bytes[6];  // level tables as byte-permute operands, code_bytes.cuh
   uint32_t signs[2][8];                   // bit i: coordinate i is negated (rotation, sketch)
 };
 
@@ -59,7 +59,8 @@ struct AttendKernels {
   // The caller asks cudaGetLastError.
   void (*launch)(const AttendCall& call, const AttendPlan& plan, cudaStream_t stream, bool overlap);
 };
-extern const AttendKernels kAttendHybrid, kAttendScalar43, kAttendK4v3, kAttendHalves;
+extern const AttendKernels kAttendHybrid, kAttendScalar43, kAttendK4v3, kAttendK3v3, kAttendK3v2, kAttendK2v2, kAttendK8v4, kAttendK8v3,
+    kAttendHalves;
 void launch_merge(const AttendCall& call, cudaStream_t stream, bool overlap);
 // Whether the kernels that the current device would run wait for their predecessors by themselves: code for compute
 // capability 9.0. Code for 8.0 does not, even where it runs on a newer device.

@@ -11,31 +11,54 @@ namespace {
 
 constexpr int kDecodeThreads = 256;
 
+// The eight codes of a token's key line, a nibble each. words: of the token, in its tile's first line.
+template <int kDim>
+__device__ __forceinline__ uint32_t key_line(const char* words, int line, int bits) {
+  constexpr int kRuns = kDim / 32;
+  const auto stored = [&](int i) { return *reinterpret_cast<const uint32_t*>(words + i * 64); };
+  if (bits == 4) return stored(line);
+  if (bits == 2) return stored(line / 2) >> line % 2 * 2 & 0x33333333u;
+  if (line >= 4 * kRuns) return stored(line - kRuns) & 0x77777777u;
+  const int run = 3 * (line / 4);
+  if (line % 4 < 3) return stored(run + line % 4) & 0x77777777u;
+  return (stored(run) >> 3 & 0x11111111u) | (stored(run + 1) >> 2 & 0x22222222u) | (stored(run + 2) >> 1 & 0x44444444u);
+}
+
 // Level indices of the coordinates 16 i + lane of a token.
 template <int kDim, bool kTrellis>
 struct KeyIndices {
-  static constexpr int N = kDim / 16, kTileBytes = 8 * kDim;
+  static constexpr int N = kDim / 16;
 
   // Trellis: the word `steps` earlier in the chain of line u (format.md 4.4).
-  __device__ static __forceinline__ uint32_t earlier(const char* words, int u, int steps) {
+  __device__ static __forceinline__ uint32_t earlier(const char* words, int u, int steps, int bits) {
     const int n_lines = (kDim / 8 - u % 4 + 3) / 4 * 4;
     int at = u - 4 * steps, wraps = 0;
     while (at < 0) {
       at += n_lines;
       ++wraps;
     }
-    const uint32_t w = *reinterpret_cast<const uint32_t*>(words + at * 64);
+    const uint32_t w = key_line<kDim>(words, at, bits);
     return __funnelshift_l(w, w, 4 * wraps);
   }
-  // signs: bit i: the sketch's sign of coordinate i (hybrid).
-  __device__ static __forceinline__ void get(const char* page, int token, int lane, uint32_t mask, int (&index)[N],
+  // bits: of a stored code. signs: bit i: the sketch's sign of coordinate i (hybrid).
+  __device__ static __forceinline__ void get(const char* page, int token, int lane, int bits, uint32_t mask, int (&index)[N],
                                              uint32_t& signs) {
-    const char* words = page + token / 16 * kTileBytes + token % 16 * 4;
+    const char* words = page + token / 16 * static_cast<int>(KeyPlanes(kDim, bits).tile_bytes()) + token % 16 * 4;
+    signs = 0;
+    if (!kTrellis && bits == 8) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) index[i] = static_cast<uint8_t>(words[(4 * i + lane / 4) * 64 + lane % 4]);
+      return;
+    }
     const int shift = lane % 4 * 8 + lane % 8 / 4 * 4;
     uint32_t w[N];
+    if (kTrellis && bits != 4) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) w[i] = *reinterpret_cast<const uint32_t*>(words + (2 * i + lane / 8) * 64);
-    signs = 0;
+      for (int i = 0; i < N; ++i) w[i] = key_line<kDim>(words, 2 * i + lane / 8, bits);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) w[i] = key_line<kDim>(words, 2 * i + lane / 8, 4);
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const uint32_t code = w[i] >> shift;
@@ -47,11 +70,12 @@ struct KeyIndices {
             const int at = i - 2 * (k + 1), wraps = at >= 0 ? 0 : (-at + N - 1) / N;
             before[k] = __funnelshift_l(w[at + wraps * N], w[at + wraps * N], 4 * wraps);
           } else {
-            before[k] = earlier(words, 2 * i + lane / 8, k + 1);
+            before[k] = earlier(words, 2 * i + lane / 8, k + 1, bits);
           }
         }
-        const uint32_t z1 = (w[i] ^ before[0] ^ before[2]) >> shift >> 3 & 1u, z0 = before[1] >> shift >> 3 & 1u;
-        index[i] = static_cast<int>((code & 7u) << 2 | z1 << 1 | z0);
+        const int trellis_bit = shift + bits - 1;
+        const uint32_t z1 = (w[i] ^ before[0] ^ before[2]) >> trellis_bit & 1u, z0 = before[1] >> trellis_bit & 1u;
+        index[i] = static_cast<int>((code & ((1u << (bits - 1)) - 1)) << 2 | z1 << 1 | z0);
       } else {
         index[i] = static_cast<int>(code & mask);
         signs |= (code >> 3 & 1u) << i;
@@ -62,26 +86,38 @@ struct KeyIndices {
 
 template <int kDim, bool kTrellis>
 struct ValueIndices {
-  static constexpr int N = kDim / 16, kBlocks = kDim / 64, kRest = kDim % 64 / 16, kGroupBytes = (3 * kBlocks + kRest) * 256;
+  static constexpr int N = kDim / 16, kBlocks = kDim / 64, kRest = kDim % 64 / 16;
 
-  __device__ static __forceinline__ void get(const char* page, int token, int lane, int (&index)[N]) {
-    const char* at = page + token / 32 * kGroupBytes + token % 16 / 4 * 64 + 4 * lane + token % 4;
+  // bits: of a code.
+  __device__ static __forceinline__ void get(const char* page, int token, int lane, int bits, int (&index)[N]) {
+    const char* at = page + token / 32 * static_cast<int>(ValuePlanes(kDim, bits).group_bytes()) + token % 16 / 4 * 64 + 4 * lane +
+                     token % 4;
     const int shift = token % 32 / 16 * 4;
+    const auto nibble = [&](int stored_line) { return static_cast<uint32_t>(static_cast<uint8_t>(at[stored_line * 256])) >> shift; };
     uint32_t code[N];
+    if (bits == 3) {
 #pragma unroll
-    for (int h = 0; h < kBlocks; ++h) {
-      uint32_t fourth = 0;
+      for (int h = 0; h < kBlocks; ++h) {
+        uint32_t fourth = 0;
 #pragma unroll
-      for (int k = 0; k < 3; ++k) {
-        const uint32_t nibble = static_cast<uint8_t>(at[(k * kBlocks + h) * 256]) >> shift;
-        code[4 * h + k] = nibble & 7u;
-        fourth |= (nibble >> 3 & 1u) << k;
+        for (int k = 0; k < 3; ++k) {
+          const uint32_t own = nibble(k * kBlocks + h);
+          code[4 * h + k] = own & 7u;
+          fourth |= (own >> 3 & 1u) << k;
+        }
+        code[4 * h + 3] = fourth;
       }
-      code[4 * h + 3] = fourth;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4 * kBlocks; ++i) {
+        const int k = i % 4, h = i / 4;
+        code[i] = bits == 4 ? nibble(k * kBlocks + h) & 15u : nibble(k / 2 * kBlocks + h) >> k % 2 * 2 & 3u;
+      }
     }
 #pragma unroll
-    for (int j = 0; j < kRest; ++j)
-      code[4 * kBlocks + j] = static_cast<uint8_t>(at[(3 * kBlocks + j) * 256]) >> shift & 7u;
+    for (int j = 0; j < kRest; ++j) {
+      code[4 * kBlocks + j] = bits == 2 ? nibble(2 * kBlocks + j / 2) >> j % 2 * 2 & 3u : nibble(bits * kBlocks + j) & (bits == 4 ? 15u : 7u);
+    }
     if constexpr (!kTrellis) {
 #pragma unroll
       for (int i = 0; i < N; ++i) index[i] = static_cast<int>(code[i]);
@@ -92,17 +128,17 @@ struct ValueIndices {
       const auto element = [&](int i) {
         return i < 4 * kBlocks ? i / 4 * 16 + lane % 4 * 4 + i % 4 : 16 * kBlocks + lane % 4 * kRest + (i - 4 * kBlocks);
       };
-      uint64_t bits = 0;
+      uint64_t string = 0;
 #pragma unroll
-      for (int i = 0; i < N; ++i) bits |= uint64_t{code[i] >> 2} << element(i);
-      bits |= __shfl_xor_sync(kFullWarp, bits, 1);
-      bits |= __shfl_xor_sync(kFullWarp, bits, 2);
-      const auto earlier = [&](int steps) { return (bits << steps | bits >> (kLength - steps)) & kAll; };
-      const uint64_t z1 = bits ^ earlier(1) ^ earlier(3), z0 = earlier(2);
+      for (int i = 0; i < N; ++i) string |= uint64_t{code[i] >> (bits - 1)} << element(i);
+      string |= __shfl_xor_sync(kFullWarp, string, 1);
+      string |= __shfl_xor_sync(kFullWarp, string, 2);
+      const auto earlier = [&](int steps) { return (string << steps | string >> (kLength - steps)) & kAll; };
+      const uint64_t z1 = string ^ earlier(1) ^ earlier(3), z0 = earlier(2);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const int e = element(i);
-        index[i] = static_cast<int>((code[i] & 3u) << 2 | (z1 >> e & 1u) << 1 | (z0 >> e & 1u));
+        index[i] = static_cast<int>((code[i] & ((1u << (bits - 1)) - 1)) << 2 | (z1 >> e & 1u) << 1 | (z0 >> e & 1u));
       }
     }
   }
@@ -110,8 +146,9 @@ struct ValueIndices {
 
 enum class Coding { kHalves, kScalar, kSketch, kTrellis };
 
-template <int kDim, bool kKey>
-constexpr int kMaxPageBytes = kKey ? 32 * kDim + 256 : (3 * (kDim / 64) + kDim % 64 / 16) * 512 + 128;
+// Up to 8 bits for scalar keys, 4 for the others.
+template <int kDim, bool kKey, Coding kCoding>
+constexpr int kMaxPageBytes = (kKey && kCoding == Coding::kScalar ? 64 : 32) * kDim + 256;
 
 // For a whole block of kDecodeThreads, which has to wait for all of it: the page and the levels' values.
 template <bool kKey, Coding kCoding>
@@ -127,17 +164,19 @@ template <int kDim, bool kKey, Coding kCoding>
 __device__ __forceinline__ void decode_token(const CodeTables& tables, const char* page, const float (&value)[32], int token, int lane,
                                              float (&x)[kDim / 16]) {
   constexpr int N = kDim / 16;
+  const int bits = static_cast<int>(tables.code_bits);
+  constexpr bool kUniform = kKey && kCoding == Coding::kScalar;  // if 8 bits
   int index[N];
   uint32_t signs = 0;
   if constexpr (kKey) {
-    KeyIndices<kDim, kCoding == Coding::kTrellis>::get(page, token, lane, kCoding == Coding::kSketch ? 7u : 15u, index, signs);
+    KeyIndices<kDim, kCoding == Coding::kTrellis>::get(page, token, lane, bits, kCoding == Coding::kSketch ? 7u : 15u, index, signs);
   } else {
-    ValueIndices<kDim, kCoding == Coding::kTrellis>::get(page, token, lane, index);
+    ValueIndices<kDim, kCoding == Coding::kTrellis>::get(page, token, lane, kCoding == Coding::kTrellis ? bits : 3, index);
   }
   constexpr float kInverseDim = 1.0f / kDim;
   const float norm = __half2float(reinterpret_cast<const __half*>(page + tables.norm_offset)[token]) * kInverseDim;
 #pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = norm * value[index[i]];
+  for (int i = 0; i < N; ++i) x[i] = norm * (kUniform && bits == 8 ? value[0] * static_cast<float>(index[i] - 64) : value[index[i]]);
   if constexpr (kCoding == Coding::kSketch) {
     constexpr float kRootHalfPi = 1.2533141f;
     const float residual =

@@ -31,7 +31,7 @@ template <int kDim, bool kKey, Coding kCoding>
 __global__ void __launch_bounds__(kDecodeThreads) decode_kernel(const __grid_constant__ DecodeCall call) {
   constexpr int N = kDim / 16;
   constexpr bool kHalves = kCoding == Coding::kHalves;
-  __shared__ __align__(16) char page[kHalves ? 16 : kMaxPageBytes<kDim, kKey>];
+  __shared__ __align__(16) char page[kHalves ? 16 : kMaxPageBytes<kDim, kKey, kCoding>];
   __shared__ float value[32];
   __shared__ int16_t slot_of[kPageTokens];
   __shared__ uint8_t is_live[KVT_CUDA_MAX_RING];
@@ -106,6 +106,7 @@ CodeTables make_code_tables(const SideLayout& layout) {
   CodeTables tables{};
   tables.norm_offset = same.norm_offset;
   tables.residual_offset = same.residual_offset;
+  tables.code_bits = same.tables.code_bits;
   for (int i = 0; i < 32; ++i) tables.value[i] = same.tables.value[i];
   for (int i = 0; i < 32; ++i) tables.signs[i / 16][i % 16] = same.tables.signs[i / 16][i % 16];
   return tables;
@@ -126,6 +127,9 @@ void launch_decode(const SideLayout& layout, const kvt_cuda_decode_args& args, c
         return launch_side<kDim, Coding::kSketch, Coding::kScalar>(call, stream);
       case KVT_CODEC_SCALAR43:
         return launch_side<kDim, Coding::kScalar, Coding::kScalar>(call, stream);
+      case KVT_CODEC_K8V4:
+      case KVT_CODEC_K8V3:
+        return launch_side<kDim, Coding::kScalar, Coding::kTrellis>(call, stream);
       default:
         return launch_side<kDim, Coding::kTrellis, Coding::kTrellis>(call, stream);
     }

@@ -1,4 +1,4 @@
-// Encoders of hybrid and scalar43, and of f16 rows.
+// Encoders of hybrid and scalar43, of 8-bit keys, and of f16 rows.
 #include <type_traits>
 
 #include "cuda/encode_block.cuh"
@@ -8,15 +8,35 @@ namespace {
 
 template <int kBits, bool kResidual>
 struct ScalarQuantiser {
-  static constexpr bool kHasResidual = kResidual;
+  static constexpr bool kHasResidual = kResidual, kTrellis = false;
   static constexpr int kMinBlocks = 1;
   struct Shared {};
+
+  // Uniform levels: the largest coordinate gets the largest one.
+  template <int N>
+  __device__ static void run_uniform(float step, const float (&y)[N], uint8_t (&codes)[N], float (&quantised)[N]) {
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) largest = fmaxf(largest, fabsf(y[i]));
+#pragma unroll
+    for (int distance = 8; distance > 0; distance /= 2) largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, distance));
+    const float scale = static_cast<float>(kUniform7Largest) / largest;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float level = rintf(y[i] * scale);
+      codes[i] = static_cast<uint8_t>(static_cast<int>(level) + 64);
+      quantised[i] = step * level;
+    }
+  }
 
   // Number of thresholds below y, by descending their search tree. A table of up to 32 words in shared memory has no bank
   // conflicts.
   template <int N>
   __device__ static void run(const EncodeTables& tables, Shared&, int, bool, const float (&y)[N], uint8_t (&codes)[N],
                              float (&quantised)[N]) {
+    if constexpr (kBits == 4) {
+      if (tables.code_bits == 8) return run_uniform(tables.value[0], y, codes, quantised);
+    }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       int node = 1;

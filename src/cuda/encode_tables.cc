@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/cuda_encode.h"
 #include "format/rotation_tables.h"
 
@@ -16,6 +18,13 @@ void write_tree(const float* sorted, unsigned n, float* tree) {
 
 }  // namespace
 
+// As many rows in a block as give two blocks to each multiprocessor of a large device, if there are so few.
+void set_block_rows(EncodePair& pair) {
+  constexpr uint64_t kManyBlocks = 256;
+  const uint64_t n_all = uint64_t{pair.any().n_rows} * pair.any().n_kv_heads * pair.n_sides * (pair.n_layers > 0 ? pair.n_layers : 1);
+  pair.block_rows = static_cast<uint32_t>(std::min<uint64_t>(kBlockRows, (n_all + kManyBlocks - 1) / kManyBlocks));
+}
+
 EncodeCall make_encode_call(const SideLayout& layout) {
   EncodeCall call{};
   call.head_dim = layout.head_dim;
@@ -24,13 +33,21 @@ EncodeCall make_encode_call(const SideLayout& layout) {
   call.raw_norm = layout.codec == KVT_CODEC_HYBRID;
   if (layout.table == nullptr) return call;
   const LevelTable& table = *layout.table;
-  if (table.trellis) {
+  call.tables.code_bits = layout.code_bits;
+  if (layout.scales != nullptr) {
+    call.tables.n_scales = kTrellisScales;
+    std::copy_n(layout.scales, kTrellisScales, call.tables.scales);
+  }
+  if (layout.code_bits == 8) {
+    call.tables.value[0] = table.step;
+  } else if (table.trellis) {
     for (unsigned z = 0; z < 4; ++z)
       write_tree(&table.thresholds[z * kSubsetThresholds], table.n_levels() / 4 - 1, call.tables.tree + 8 * z);
   } else {
     write_tree(table.thresholds.data(), table.n_levels() - 1, call.tables.tree);
   }
-  for (unsigned i = 0; i < table.n_levels(); ++i) call.tables.value[i] = table.step * static_cast<float>(table.levels[i]);
+  for (unsigned i = 0; layout.code_bits != 8 && i < table.n_levels(); ++i)
+    call.tables.value[i] = table.step * static_cast<float>(table.levels[i]);
   for (unsigned i = 0; i < layout.head_dim; ++i) {
     const auto bit = static_cast<uint16_t>(1u << (i / 16));
     if (sign_bit(kSignsRotation, i)) call.tables.signs[0][i % 16] |= bit;

@@ -1,4 +1,4 @@
-// Encoder of k4v3: the tail-biting Viterbi search of format.md section 5, step 4. One warp a row: lane 8 c + s searches chain c
+// Encoder of trellis codes: the tail-biting Viterbi search of format.md section 5, step 4. One warp a row: lane 8 c + s searches chain c
 // from start state s, with the eight path costs in registers.
 #include <type_traits>
 
@@ -42,9 +42,9 @@ struct WarpSearch {
   uint8_t path[2][4][kLongest];     // subset | trellis bit << 2
 };
 
-template <int kDim, bool kKey, int kBits>
+template <int kDim, bool kKey>
 struct TrellisQuantiser {
-  static constexpr bool kHasResidual = false;
+  static constexpr bool kHasResidual = false, kTrellis = true;
   static constexpr int kMinBlocks = kDim <= 128 ? 4 : 2;
   using Search = WarpSearch<kDim, kKey>;
   static constexpr int kGroups = Search::kLongest / 4;
@@ -52,6 +52,7 @@ struct TrellisQuantiser {
     Search warps[kEncodeWarps];
   };
 
+  template <int kBits>
   __device__ static void list_choices(const EncodeTables& tables, Search& s, int v, int lane) {
 #pragma unroll 2
     for (int dim = lane; dim < kDim; dim += 32) {
@@ -108,7 +109,16 @@ struct TrellisQuantiser {
   // The best start state of the lane's chain; of equal costs, the lower one.
   __device__ static int best_start(const EncodeTables& tables, Search& s, int v, int lane) {
     __syncwarp();
-    list_choices(tables, s, v, lane);
+    switch (tables.code_bits) {
+      case 4:
+        list_choices<4>(tables, s, v, lane);
+        break;
+      case 3:
+        list_choices<3>(tables, s, v, lane);
+        break;
+      default:
+        list_choices<2>(tables, s, v, lane);
+    }
     __syncwarp();
     float cost = search_paths(s, v, lane / 8, lane % 8, lane);
     int best = lane % 8;
@@ -151,9 +161,33 @@ struct TrellisQuantiser {
     }
   }
 
+  // Of several scales of y, the one whose levels point closest to y is kept, the first of equals.
   template <int N>
   __device__ static void run(const EncodeTables& tables, Shared& shared, int lane, bool valid, const float (&y)[N], uint8_t (&codes)[N],
                              float (&quantised)[N]) {
+    if (tables.n_scales == 0) return run_once(tables, shared, lane, valid, y, codes, quantised);
+    float best = -1;
+#pragma unroll 1
+    for (uint32_t k = 0; k < tables.n_scales; ++k) {
+      float scaled[N], tried[N];
+      uint8_t tried_codes[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) scaled[i] = tables.scales[k] * y[i];
+      run_once(tables, shared, lane, valid, scaled, tried_codes, tried);
+      const float along = ordered_dot(y, tried), merit = along * along / ordered_dot(tried, tried);
+      if (merit <= best) continue;
+      best = merit;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        codes[i] = tried_codes[i];
+        quantised[i] = tried[i];
+      }
+    }
+  }
+
+  template <int N>
+  __device__ static void run_once(const EncodeTables& tables, Shared& shared, int lane, bool valid, const float (&y)[N],
+                                  uint8_t (&codes)[N], float (&quantised)[N]) {
     Search& s = shared.warps[threadIdx.x / 32];
     const int v = threadIdx.x / 16 % 2, warp_lane = threadIdx.x % 32;
     __syncwarp();
@@ -169,7 +203,7 @@ struct TrellisQuantiser {
       const ChainPosition at = chain_position<kDim, kKey>(16 * i + lane);
       const unsigned step = s.path[v][at.chain][at.element], z = step & 3u;
       const unsigned m = s.choice[v][at.chain][at.element] >> (4 * z) & 7u;
-      codes[i] = static_cast<uint8_t>(m | step >> 2 << (kBits - 1));
+      codes[i] = static_cast<uint8_t>(m | step >> 2 << (tables.code_bits - 1));
       quantised[i] = tables.value[m << 2 | z];
     }
   }
@@ -177,11 +211,11 @@ struct TrellisQuantiser {
 
 template <int kDim, bool kKey>
 struct QuantiserOf {
-  using type = TrellisQuantiser<kDim, kKey, kKey ? 4 : 3>;
+  using type = TrellisQuantiser<kDim, kKey>;
 };
 
 }  // namespace
 
-void launch_encode_k4v3(EncodePair& pair, cudaStream_t stream, bool overlap) { launch_encode_dims<QuantiserOf>(pair, stream, overlap); }
+void launch_encode_trellis(EncodePair& pair, cudaStream_t stream, bool overlap) { launch_encode_dims<QuantiserOf>(pair, stream, overlap); }
 
 }  // namespace kvt::cuda

@@ -18,12 +18,13 @@ struct CodeShape {
   static constexpr int kRows = 8 * kRowBlocks;
   static constexpr int kLines = kDimK / 32;   // key lines of a lane
   static constexpr int kBlocks = kDimV / 64;  // 64-dim blocks of a value line
-  static constexpr int kGroupBytes = kBlocks * 768;
+  static constexpr int kTileBytes = KeyPlanes(kDimK, Codes::kKeyBits).tile_bytes();
+  static constexpr int kGroupBytes = ValuePlanes(kDimV, Codes::kValueBits).group_bytes();
   static constexpr int kHalves = kDimV > 128 ? 2 : 1;  // passes over the value lines
   static constexpr int kWords = kDimV == 64 ? 2 : 4;   // value words of a lane in one pass and line
   static constexpr int kTiles = kDimV / 8;
   static constexpr int kPasses = Codes::kSketch ? 2 : 1;
-  static constexpr int kKeyBytes = 32 * kDimK + 128 * kPasses, kValueBytes = 2 * kGroupBytes + 128;
+  static constexpr int kKeyBytes = 4 * kTileBytes + 128 * kPasses, kValueBytes = 2 * kGroupBytes + 128;
   using Ring = PageRing<kKeyBytes, kValueBytes>;
   static constexpr int kMaxWarps = kRowBlocks == 1 && kDimK <= 128 ? 12 : 8;  // by registers
 
@@ -126,10 +127,11 @@ struct QueryOperands {
       const int row = first_row + 8 * b + r;
 #pragma unroll
       for (int i = 0; i < Shape::kLines; ++i) {
-        // Bytes of a word in the order in which a permute takes its nibbles: dims 0, 4, 1, 5 of the line, then 2, 6, 3, 7.
+        // Bytes of a word in the order in which a permute takes its nibbles: dims 0, 4, 1, 5 of the line, then 2, 6, 3, 7. Codes of
+        // 8 bits are taken as they lie.
         const uint2 q = *reinterpret_cast<const uint2*>(area.row(0, row) + 8 * (4 * i + c));
-        level[i][b] = byte_permute(q.x, q.y, 0x5140);
-        level[i][Shape::kRowBlocks + b] = byte_permute(q.x, q.y, 0x7362);
+        level[i][b] = Codes::kKeyBits == 8 ? q.x : byte_permute(q.x, q.y, 0x5140);
+        level[i][Shape::kRowBlocks + b] = Codes::kKeyBits == 8 ? q.y : byte_permute(q.x, q.y, 0x7362);
         if constexpr (Codes::kSketch) {
           const uint2 s = *reinterpret_cast<const uint2*>(area.row(1, row) + 8 * (4 * i + c));
           sign[i][b] = s.x;

@@ -18,12 +18,14 @@ template <int kRowBlocks, int kTiles>
 struct SoftmaxState {
   float reference[kRowBlocks], sum[kRowBlocks];
   float acc[kTiles][2 * kRowBlocks];
+  float bias[kRowBlocks];  // that every accumulator of a row has too much
 
   __device__ void clear() {
 #pragma unroll
     for (int i = 0; i < kRowBlocks; ++i) {
       reference[i] = -INFINITY;
       sum[i] = 0;
+      bias[i] = 0;
     }
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -43,6 +45,7 @@ struct SoftmaxState {
       const float factor = exp2_fast(reference[i] - largest[i]);
       reference[i] = largest[i];
       sum[i] *= factor;
+      bias[i] *= factor;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         acc[t][2 * i] *= factor;

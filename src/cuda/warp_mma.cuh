@@ -19,10 +19,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
   return y;
 }
-// mask ? a : b, bit by bit
-__device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
+// Any function of three bits, bit by bit: kTable is its value for a = 0xf0, b = 0xcc, c = 0xaa. In words of its own, so that the
+// compiler, which knows such terms by heart, does not split them up again.
+template <int kTable>
+__device__ __forceinline__ uint32_t bit_logic(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
-  asm("lop3.b32 %0,%1,%2,%3,0xE4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+  asm("lop3.b32 %0,%1,%2,%3,%4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(kTable));
   return d;
 }
 // Keeps a kernel parameter in a register: the compiler would fetch or move it again and again, but it cannot look through a
@@ -59,6 +61,15 @@ KVT_INTEGER_MMA(mma_u8_u8, "u8", "u8")
 constexpr int kMagicBits = 0x4B400000;
 constexpr float kMagicFloat = 12582912.0f;
 __device__ __forceinline__ float integer_value(int accumulator) { return __int_as_float(accumulator) - kMagicFloat; }
+
+// Without that subtraction: an accumulator that starts at kBias is, read as fp32, (kBias + the sum) * 2^-149, a denormal number: exact
+// for sums above -kBias, which 64 weights of 255 times levels up to 63 do not reach. Its factor is multiplied by kBiasedFactor, the
+// total by kBiasedUnit; a total has kBias times the sum of the factors too much. That costs precision by the ratio of kBias to a
+// page's sum, some 30: five bits of 24.
+constexpr int kBias = 1 << 20;
+static_assert(64 * 255 * 63 < kBias);
+constexpr float kBiasedFactor = 0x1p100f, kBiasedUnit = 0x1p49f;
+__device__ __forceinline__ float biased_value(int accumulator) { return __int_as_float(accumulator); }
 
 // fp16: sixteen rows, eight columns, k = 16.
 __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -96,12 +96,18 @@ void hide_state_row(const StateRowShape& shape, const StateRow& row, uint16_t* h
 }
 
 bool find_state_row(const StateRowShape& shape, const uint16_t* halves, StateRow* row) {
+  // Rows that are none, as stock's, nearly all show it here.
+  const auto message_byte = [&](size_t at) {
+    unsigned byte = 0;
+    for (size_t i = 0; i < 4; ++i) byte |= (halves[4 * at + i] >> shape.code_bits & 3u) << 2 * i;
+    return byte;
+  };
+  if (message_byte(8) != static_cast<unsigned>(shape.codec) || message_byte(9) >= shape.n_pieces()) return false;
   std::vector<uint8_t> message(shape.message_bytes()), codes(shape.n_values());
   for (size_t i = 0; i < shape.n_values(); ++i) {
     codes[i] = static_cast<uint8_t>(halves[i] & ((1u << shape.code_bits) - 1));
     message[i / 4] = static_cast<uint8_t>(message[i / 4] | (halves[i] >> shape.code_bits & 3u) << i % 4 * 2);
   }
-  if (message[8] != shape.codec || message[9] >= shape.n_pieces()) return false;
   if (get(message.data(), 4) != row_crc(shape, message.data(), codes.data())) return false;
   row->conditioning = get(message.data() + 4, 4);
   row->piece = message[9];

@@ -89,10 +89,12 @@ void level_indices(const SideLayout& layout, const uint8_t* codes, uint8_t* inde
   const TrellisChains& chains = trellis_chains(layout.side, layout.head_dim);
   for (unsigned c = 0; c < 4; ++c) {
     const unsigned n = chains.length[c];
-    auto t = [&](unsigned e) { return codes[chains.order[c][e % n]] >> top & 1u; };
+    uint8_t t[3 + kMaxChain];  // of the elements, behind those of the last three: the chain is a ring
+    for (unsigned e = 0; e < n; ++e) t[3 + e] = static_cast<uint8_t>(codes[chains.order[c][e]] >> top & 1u);
+    std::copy_n(t + n, 3, t);
     for (unsigned e = 0; e < n; ++e) {
       const unsigned dim = chains.order[c][e], m = codes[dim] & ((1u << top) - 1);
-      const unsigned z0 = t(e + n - 2), z1 = t(e) ^ t(e + n - 1) ^ t(e + n - 3);
+      const unsigned z0 = t[e + 1], z1 = t[e + 3] ^ t[e + 2] ^ t[e];
       index[dim] = static_cast<uint8_t>(m << 2 | z1 << 1 | z0);
     }
   }
