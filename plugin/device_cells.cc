@@ -74,7 +74,7 @@ std::unique_ptr<DeviceCells> DeviceCells::create(const CacheTensor& cache, ggml_
     cells->n_units_ = cells->n_streams_ * cells->n_heads_ * static_cast<size_t>(cache.conditioner()->means().n_means());
   }
   const size_t row_bytes = cells->head_dim_ * sizeof(uint16_t), n_heads = cells->n_streams_ * cells->n_heads_;
-  size_t end = 0;
+  size_t end = cache.stream_stride() * cells->n_streams_;
   const auto place = [&](size_t bytes) {
     const size_t at = round_up(end, kAlignment);
     end = at + bytes;
@@ -86,15 +86,13 @@ std::unique_ptr<DeviceCells> DeviceCells::create(const CacheTensor& cache, ggml_
   cells->ring_next_ = place(cells->n_streams_ * sizeof(uint32_t));
   cells->conditioning_ = place((2 * cells->n_scales_ + cells->n_units_) * sizeof(float));
   cells->means_ = place(cells->n_units_ * cells->head_dim_);
-  cells->pages_ = DeviceBlock::create(inner_type, cache.stream_stride() * cells->n_streams_);
   cells->block_ = DeviceBlock::create(inner_type, round_up(end, kAlignment));
-  if (cells->pages_ == nullptr || cells->block_ == nullptr) return nullptr;
+  if (cells->block_ == nullptr) return nullptr;
   cells->zero(cache);
   return cells;
 }
 
 void DeviceCells::zero(const CacheTensor& cache) {
-  pages_->clear();
   block_->clear();
   const std::vector<int32_t> none(n_streams_ * capacity_, -1);
   block_->write(ring_cells_, none.size() * sizeof(int32_t), none.data());
@@ -147,13 +145,9 @@ std::vector<int32_t> DeviceCells::read_ring_cells() const {
   return cells;
 }
 
-void DeviceCells::download_pages(CacheTensor* cache, int64_t first_row, int64_t n_rows) const {
-  for_page_ranges(*cache, first_row, n_rows,
-                  [&](size_t offset, char* place, size_t bytes) { pages_->read(offset, bytes, place); });
-}
-
 void DeviceCells::download(CacheTensor* cache, int64_t first_row, int64_t n_rows) const {
-  download_pages(cache, first_row, n_rows);
+  for_page_ranges(*cache, first_row, n_rows,
+                  [&](size_t offset, char* place, size_t bytes) { block_->read(offset, bytes, place); });
   if (cache->n_exact() > 0) {
     block_->read(first_, cache->exact_stream_stride() * n_streams_, cache->exact_row(0, 0, 0));
   }
@@ -181,7 +175,7 @@ void DeviceCells::download(CacheTensor* cache, int64_t first_row, int64_t n_rows
 
 void DeviceCells::upload(CacheTensor* cache, int64_t first_row, int64_t n_rows) {
   for_page_ranges(*cache, first_row, n_rows,
-                  [&](size_t offset, const char* place, size_t bytes) { pages_->write(offset, bytes, place); });
+                  [&](size_t offset, const char* place, size_t bytes) { block_->write(offset, bytes, place); });
   if (cache->n_exact() > 0) {
     block_->write(first_, cache->exact_stream_stride() * n_streams_, cache->exact_row(0, 0, 0));
   }

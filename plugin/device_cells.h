@@ -1,7 +1,7 @@
 // The contents of a cache tensor on a GPU. The CacheTensor keeps its addresses and its structures on the host; the cells lie here,
 // and ranges of them are copied to the host's side and back when a host saves, restores or copies a cache.
 //
-// All memory is in buffers of the inner device, reached by ggml's own copies: nothing here knows which kind of GPU it is.
+// All memory is one buffer of the inner device, reached by ggml's own copies: nothing here knows which kind of GPU it is.
 #ifndef KVT_PLUGIN_DEVICE_CELLS_H
 #define KVT_PLUGIN_DEVICE_CELLS_H
 
@@ -46,7 +46,7 @@ class DeviceCells {
   static std::unique_ptr<DeviceCells> create(const CacheTensor& cache, ggml_backend_buffer_type_t inner_type);
 
   // Addresses on the device; the strides are the CacheTensor's.
-  char* pages() const { return pages_->base(); }
+  char* pages() const { return block_->base(); }
   uint16_t* first_rows() const { return address<uint16_t>(first_); }
   uint16_t* ring_rows() const { return address<uint16_t>(ring_); }    // [n_streams, n_heads, capacity, head_dim]
   int32_t* ring_cells() const { return address<int32_t>(ring_cells_); }  // [n_streams, capacity], -1 = none
@@ -60,7 +60,6 @@ class DeviceCells {
 
   // Cells of the rows first_row .. first_row + n_rows - 1, and all exact rows: device -> host's side. Nothing may be computing.
   void download(CacheTensor* cache, int64_t first_row, int64_t n_rows) const;
-  void download_pages(CacheTensor* cache, int64_t first_row, int64_t n_rows) const;
   // The reverse, conditioning included.
   void upload(CacheTensor* cache, int64_t first_row, int64_t n_rows);
   void upload_conditioning(const CacheTensor& cache);
@@ -82,9 +81,8 @@ class DeviceCells {
   template <typename Copy>
   void for_page_ranges(const CacheTensor& cache, int64_t first_row, int64_t n_rows, Copy copy) const;
 
-  // Apart, since large buffers are rounded up to 2 MiB: the pages of a usual context fill theirs, and the rest is small.
-  std::unique_ptr<DeviceBlock> pages_, block_;
-  size_t first_ = 0, ring_ = 0, ring_cells_ = 0, ring_next_ = 0, conditioning_ = 0, means_ = 0;  // offsets in block_
+  std::unique_ptr<DeviceBlock> block_;
+  size_t first_ = 0, ring_ = 0, ring_cells_ = 0, ring_next_ = 0, conditioning_ = 0, means_ = 0;  // offsets; the pages come first
   size_t n_streams_ = 0, n_heads_ = 0, head_dim_ = 0, capacity_ = 0, n_scales_ = 0, n_units_ = 0;
   uint64_t ring_history_ = 0;
 };

@@ -3,7 +3,6 @@
 // rows must be those of kvt_decode within rounding (1e-5 of the row's length in fp32).
 
 #include <optional>
-#include <deque>
 #include <set>
 
 #include "api/engine_encode.h"
@@ -535,81 +534,6 @@ TEST_F(CudaCache, BeginsMeans) {
   args.n_rows = 0;
   EXPECT_EQ(kvt_cuda_begin_means(&args, plain.d_scale.get(), nullptr), KVT_OK);
   EXPECT_EQ(kvt_cuda_begin_means(nullptr, plain.d_scale.get(), nullptr), KVT_ERROR_INVALID_ARGUMENT);
-}
-
-// Rows that are kept in each layer and encoded for all layers together: what means and appends of each layer write.
-TEST_F(CudaCache, AppendsLayersTogether) {
-  constexpr size_t kLayers = 3;
-  uint64_t seed = 50000;
-  for (const kvt_codec_id codec : {KVT_CODEC_HYBRID, KVT_CODEC_SCALAR43, KVT_CODEC_K4V3}) {
-    for (const auto& [d_k, d_v] : {std::pair{128u, 128u}, {64u, 64u}, {192u, 128u}}) {
-      for (const bool conditioned : {true, false}) {
-        const TensorShape k_shape{.codec = codec,
-                                  .d = d_k,
-                                  .n_streams = 2,
-                                  .n_cells = 600,
-                                  .n_first = 4,
-                                  .capacity = 56,
-                                  .conditioned = conditioned};
-        TensorShape v_shape = k_shape;
-        v_shape.side = KVT_VALUE;
-        v_shape.d = d_v;
-        v_shape.conditioned = false;
-        std::deque<CacheTensor> tensors[2];  // [by layer | together][keys and values of a layer, and so on]
-        for (std::deque<CacheTensor>& set : tensors) {
-          for (size_t i = 0; i < 2 * kLayers; ++i) {
-            CacheTensor& tensor = set.emplace_back(i % 2 == 0 ? k_shape : v_shape);
-            tensor.d_units.set(std::vector<float>(tensor.units.size(), -1.0f));
-            tensor.d_means.set(std::vector<int8_t>(tensor.means.size(), 0));
-          }
-        }
-        std::vector<int64_t> written(k_shape.n_streams);
-        for (const size_t n : {1, 200, 1, 2, 8, 1, 30, 1}) {  // over a boundary of runs
-          const Batch batch = make_batch(k_shape, ++seed * 3 + 1, n, &written);
-          const auto n_rows = static_cast<uint32_t>(batch.cells.size());
-          DeviceArray<int64_t> cells(batch.cells);
-          std::deque<DeviceArray<float>> rows;
-          std::deque<DeviceArray<uint16_t>> kept;
-          std::vector<kvt_cuda_encode_args> args[2];
-          std::vector<const float*> scales;
-          for (size_t layer = 0; layer < kLayers; ++layer) {
-            kvt_cuda_encode_args now[2];
-            for (size_t side = 0; side < 2; ++side) {
-              const TensorShape& s = side == 0 ? k_shape : v_shape;
-              rows.emplace_back(gaussian_rows(seed * 100 + 2 * layer + side, size_t{n_rows} * s.n_heads, s.d));
-              kept.emplace_back(size_t{n_rows} * s.n_heads * s.d);
-              const CacheTensor &alone = tensors[0][2 * layer + side], &together = tensors[1][2 * layer + side];
-              const kvt_cuda_encode_args first = alone.encode_args(rows.back().get(), KVT_CUDA_F32, cells.get(), n_rows);
-              if (side == 0 && conditioned) {
-                ASSERT_EQ(kvt_cuda_begin_means(&first, alone.d_scale.get(), nullptr), KVT_OK);
-              }
-              ASSERT_EQ(kvt_cuda_encode(&first, nullptr), KVT_OK);
-              now[side] = together.encode_args(rows.back().get(), KVT_CUDA_F32, cells.get(), n_rows);
-              args[side].push_back(together.encode_args(kept.back().get(), KVT_CUDA_F16, cells.get(), n_rows));
-              if (side == 0) scales.push_back(together.d_scale.get());
-            }
-            ASSERT_EQ(kvt_cuda_keep_rows(&now[0], &now[1], kept[2 * layer].get(), kept[2 * layer + 1].get(), nullptr), KVT_OK);
-          }
-          std::vector<uint8_t> list(kvt_cuda_append_list_bytes(kLayers));
-          ASSERT_EQ(kvt_cuda_make_append_list(args[0].data(), args[1].data(), scales.data(), kLayers, list.data()), KVT_OK);
-          const DeviceArray<uint8_t> device_list(list);
-          ASSERT_EQ(kvt_cuda_append_layers(args[0].data(), kLayers, list.data(), device_list.get(), nullptr), KVT_OK);
-          expect_finished();
-          for (size_t i = 0; i < 2 * kLayers; ++i) {
-            const CacheTensor &alone = tensors[0][i], &together = tensors[1][i];
-            ASSERT_EQ(together.pages.host(), alone.pages.host()) << alone.shape.name() << ", tensor " << i << ", " << n << " rows";
-            ASSERT_EQ(together.first.host(), alone.first.host());
-            ASSERT_EQ(together.ring.host(), alone.ring.host());
-            ASSERT_EQ(together.ring_cells.host(), alone.ring_cells.host());
-            ASSERT_EQ(together.ring_next.host(), alone.ring_next.host());
-            ASSERT_EQ(together.d_units.host(), alone.d_units.host());
-            ASSERT_EQ(together.d_means.host(), alone.d_means.host());
-          }
-        }
-      }
-    }
-  }
-  EXPECT_EQ(kvt_cuda_append_layers(nullptr, 1, nullptr, nullptr, nullptr), KVT_ERROR_INVALID_ARGUMENT);
 }
 
 // A view of the cache that begins at a row; rows that are refused.

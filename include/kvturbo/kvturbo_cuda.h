@@ -145,27 +145,6 @@ KVT_API kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_c
  * Returns KVT_OK (launched, or nothing to do), KVT_ERROR_INVALID_ARGUMENT (also without means), _UNKNOWN_CODEC, _HEAD_DIM, or _CUDA. */
 KVT_API kvt_status kvt_cuda_begin_means(const kvt_cuda_encode_args* keys, const float* key_scale, kvt_cuda_stream stream);
 
-/* An append in two halves, for a model's step in which every query attends the new rows exactly (they are among the newest of the ring that
- * it sees): then codes are not needed before the step ends, and all layers are encoded together, which takes little longer than one.
- *
- * First, in each layer: one launch that brings the exact rows of keys and values up to date, as kvt_cuda_append does, and copies the rows as
- * fp16 to key_rows and value_rows [n_rows, n_kv_heads, head_dim] (device, 16-byte aligned). Both args have exact rows and 0 for
- * exact_in_place. */
-KVT_API kvt_status kvt_cuda_keep_rows(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, uint16_t* key_rows,
-                                      uint16_t* value_rows, kvt_cuda_stream stream);
-
-/* Second: begin_means and codes for all layers, in one or two launches. What differs from layer to layer is made into a list beforehand; it
- * must lie in host memory (list) and in device memory (device_list, 16-byte aligned), equal bytes, until the work is done, and may be used
- * any number of times. keys, values: [n_layers], of equal codec, n_rows, n_kv_heads and head dims, all with key means or none; src is what
- * kvt_cuda_keep_rows has copied; exact rows are left as they are (their n_first counts for means). key_scales: [n_layers], as in
- * kvt_cuda_begin_means; NULL without means. Not for f16 and 8-bit keys. */
-KVT_API size_t kvt_cuda_append_list_bytes(uint32_t n_layers);
-KVT_API kvt_status kvt_cuda_make_append_list(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values,
-                                             const float* const* key_scales, uint32_t n_layers, void* list);
-/* keys: those of the first layer. */
-KVT_API kvt_status kvt_cuda_append_layers(const kvt_cuda_encode_args* keys, uint32_t n_layers, const void* list, const void* device_list,
-                                          kvt_cuda_stream stream);
-
 /* ---- decode ----------------------------------------------------------------------------------------------------- */
 
 /* Cells first_cell .. first_cell + n_cells - 1 of each stream and head, as rows: what kvt_decode gives, with the conditioning of

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <set>
 #include <thread>
-#include <tuple>
 
 #include "cache_buffer.h"
 #include "fit_probe.h"
@@ -82,33 +81,24 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   prepared_.clear();
   new_rows_.clear();
   waiting_rows_.clear();
-  parts_of_.clear();
+  numbers_of_.clear();
   wait_ = wait;
-  appends_.clear();
   learning_.clear();
   exact_rows_.clear();
   moved_.clear();
   slots_.clear();
   staging_.clear();
   constants_.clear();
-  n_attentions_done_ = n_constant_numbers_ = prepared_bytes_ = list_bytes_ = 0;
-  n_slots_used_ = 0;
+  n_attentions_done_ = n_constant_numbers_ = prepared_bytes_ = 0;
+  probe_slot_ = -1;
   is_changed_ = depends_on_cells_ = false;
   is_capturable_ = graph->uid != 0;
 
   find_attentions(graph);
   for (int i = 0; i < graph->n_nodes; ++i) add_node(graph->nodes[i]);
   flush_rows();
-  flush_appends();
   for (Learning& learning : learning_) {
     if (!learning.is_planned) add_learning(&learning, nullptr);
-  }
-  if (std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return l.keys.n_slots() > 1; })) {
-    add_launch([this](std::string* error) {
-      if (stream_->add_one(reinterpret_cast<uint32_t*>(memory_.slot_number.base()))) return true;
-      *error = stream_->last_error();
-      return false;
-    });
   }
   workspace_bytes_ = 0;
   for (const Attention& attention : attentions_) {
@@ -116,7 +106,7 @@ bool CudaPlan::build(const ggml_cgraph* graph, const std::function<void()>& wait
   }
   const bool has_room = memory_.scratch.has(slots_.bytes()) && memory_.prepared.has(prepared_bytes_) &&
                         memory_.workspace.has(workspace_bytes_) && memory_.staging.has(staging_.bytes()) && constants_.empty() &&
-                        n_constant_numbers_ == 0 && appends_.empty();
+                        n_constant_numbers_ == 0;
   if (!has_room) wait();
   if (is_changed_ && !place()) return false;
   uid_ = graph->uid;
@@ -169,7 +159,6 @@ void CudaPlan::add_node(ggml_tensor* node) {
     Learning* learning = learning_of(paged_cache_of(src));
     if (learning != nullptr) add_learning(learning, nullptr);
   }
-  flush_appends();
   add_generic(node);
 }
 
@@ -184,20 +173,20 @@ void CudaPlan::add_inner(ggml_tensor* node) {
   steps_.back().has_work = steps_.back().has_work || !host().is_empty_op(node->op);
 }
 
-void CudaPlan::add_launch(std::function<bool(std::string*)> run, const bool* is_due) {
+void CudaPlan::add_launch(std::function<bool(std::string*)> run) {
   PlanStep step;
   step.kind = PlanStep::Kind::kLaunch;
   step.run = std::move(run);
-  step.is_due = is_due;
   steps_.push_back(std::move(step));
 }
 
-void CudaPlan::add_host(std::function<bool(std::string*)> run) {
+void CudaPlan::add_host(std::function<bool(std::string*)> run, const bool* is_due) {
   PlanStep step;
   step.kind = PlanStep::Kind::kHost;
   step.run = std::move(run);
+  step.is_due = is_due;
   steps_.push_back(std::move(step));
-  is_capturable_ = false;
+  if (is_due == nullptr) is_capturable_ = false;
 }
 
 // Keys and values of a layer follow each other, with nothing but views between them: one launch serves both. Rows of one side wait for
@@ -226,7 +215,6 @@ void CudaPlan::flush_rows() {
 
 // Of keys, of values, or of both in this order.
 void CudaPlan::add_rows(const std::vector<NewRows>& rows) {
-  if (std::any_of(rows.begin(), rows.end(), [this](const NewRows& r) { return is_kept(r.cache); })) flush_appends();
   std::vector<Attention*> with_scratch;
   for (const NewRows& r : rows) {
     new_rows_.push_back(r);
@@ -236,15 +224,13 @@ void CudaPlan::add_rows(const std::vector<NewRows>& rows) {
     if (has_scratch) add_decode_for(reader, r.cache->side());
     with_scratch.push_back(has_scratch ? reader : nullptr);
   }
-  can_encode_later(rows) ? add_keep(rows) : add_encode(rows);
+  add_encode(rows);
   for (const NewRows& r : rows) {
     if (r.cache->conditioner() == nullptr || !r.cache->conditioner()->is_learning()) continue;
     Attention* reader = next_reader(r.cache);
     Learning* learning = &learning_.emplace_back(Learning{KeyLearning(r.node, r.cache), -1});
     if (reader != nullptr && reader->task.keys.cache == r.cache) learning->keys.set_queries(reader->node->src[0]);
     learning->slot = staging_.claim(learning->keys.staging_bytes());
-    learning->step = steps_.size();
-    if (learning->keys.n_slots() > 1) continue;
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_rows(stream_, memory_)) return true;
       *error = stream_->last_error();
@@ -294,135 +280,30 @@ void CudaPlan::add_encode(const std::vector<NewRows>& rows) {
   if (rows.size() == 2) encode(args[1]);
 }
 
-// Whether this step reads none of the codes of these rows: each query that sees one has it among the newest rows.
-bool CudaPlan::can_encode_later(const std::vector<NewRows>& rows) {
-  if (rows.size() != 2 || !is_one_part(rows[0]) || owner_of(rows[0].node->src[1])->op != host().op.none ||
-      owner_of(rows[1].node->src[1])->op != host().op.none) {
-    return false;
-  }
-  const CacheTensor *keys = rows[0].cache, *values = rows[1].cache;
-  for (const CacheTensor* cache : {keys, values}) {
-    if (cache->codec_id() == KVT_CODEC_F16 || cache->recent() == nullptr || cache->device()->capacity() == 0 ||
-        rows[0].node->src[0]->ne[1] > static_cast<int64_t>(cache->recent()->window())) {
-      return false;
-    }
-  }
-  bool is_read = false;
-  for (size_t i = n_attentions_done_; i < attentions_.size(); ++i) {
-    const Attention& reader = attentions_[i];
-    if (reader.task.keys.cache != keys && reader.task.values.cache != values) continue;
-    is_read = true;
-    if (reader.task.keys.cache != keys || reader.task.values.cache != values || !reader.is_direct || !takes_ring(reader)) return false;
-  }
-  return is_read;
-}
-
-// The rows go to the exact ones, and as fp16 to scratch memory.
-void CudaPlan::add_keep(const std::vector<NewRows>& rows) {
-  kvt_cuda_encode_args args[2];
-  int slots[2];
-  for (size_t side = 0; side < 2; ++side) {
-    const CacheTensor& cache = *rows[side].cache;
-    args[side] = encode_args_of(cache, rows[side].node);
-    exact_rows_.push_back(exact_rows_of(cache, 0, 0, true));
-    args[side].exact = &exact_rows_.back();
-    slots[side] = slots_.claim(static_cast<size_t>(rows[side].node->src[0]->ne[1]) * cache.row_bytes());
-  }
-  const kvt_cuda_encode_args keys = args[0], values = args[1];
-  const int key_slot = slots[0], value_slot = slots[1];
-  add_launch([this, keys, values, key_slot, value_slot](std::string* error) {
-    const auto copy = [this](int slot) { return reinterpret_cast<uint16_t*>(memory_.scratch.base() + slots_.offset(slot)); };
-    return check(kvt_cuda_keep_rows(&keys, &values, copy(key_slot), copy(value_slot), stream_->handle()), "new rows", error);
-  });
-  const auto is_alike = [&](const Append& a) {
-    return !a.is_planned && a.keys[0].codec == keys.codec && a.keys[0].n_rows == keys.n_rows && a.keys[0].n_kv_heads == keys.n_kv_heads &&
-           a.keys[0].head_dim == keys.head_dim && a.values[0].head_dim == values.head_dim &&
-           (a.keys[0].key_mean != nullptr) == (keys.key_mean != nullptr);
-  };
-  const auto found = std::find_if(appends_.begin(), appends_.end(), is_alike);
-  Append* append = found != appends_.end() ? &*found : &appends_.emplace_back();
-  for (size_t side = 0; side < 2; ++side) {
-    kvt_cuda_encode_args& a = args[side];
-    a.src_type = KVT_CUDA_F16;
-    a.src_row_stride = rows[side].cache->row_bytes();
-    a.src_head_stride = a.head_dim * sizeof(uint16_t);
-    (side == 0 ? append->keys : append->values).push_back(a);
-    append->slots.push_back(slots[side]);
-  }
-  append->key_scales.push_back(rows[0].cache->conditioner() != nullptr ? rows[0].cache->device()->key_scale() : nullptr);
-}
-
-bool CudaPlan::is_kept(const CacheTensor* cache) const {
-  return std::any_of(appends_.begin(), appends_.end(), [cache](const Append& append) {
-    const auto is_its = [cache](const kvt_cuda_encode_args& args) { return args.pages == cache->device()->pages(); };
-    return !append.is_planned && (std::any_of(append.keys.begin(), append.keys.end(), is_its) ||
-                                  std::any_of(append.values.begin(), append.values.end(), is_its));
-  });
-}
-
-// What was kept is encoded here.
-void CudaPlan::flush_appends() {
-  for (Append& append : appends_) {
-    if (append.is_planned) continue;
-    append.is_planned = true;
-    const auto n_layers = static_cast<uint32_t>(append.keys.size());
-    append.list.resize(kvt_cuda_append_list_bytes(n_layers));
-    append.offset = list_bytes_;
-    list_bytes_ += aligned(append.list.size());
-    add_launch([this, &append, n_layers](std::string* error) {
-      return check(kvt_cuda_append_layers(append.keys.data(), n_layers, append.list.data(), memory_.lists.base() + append.offset, stream_->handle()),
-                   "append", error);
-    });
-  }
-}
-
-// Once addresses are known.
-bool CudaPlan::make_lists() {
-  if (!memory_.lists.require(list_bytes_)) return false;
-  for (Append& append : appends_) {
-    for (size_t i = 0; i < append.slots.size(); ++i) {
-      (i % 2 == 0 ? append.keys : append.values)[i / 2].src = memory_.scratch.base() + slots_.offset(append.slots[i]);
-    }
-    if (kvt_cuda_make_append_list(append.keys.data(), append.values.data(), append.key_scales.data(), static_cast<uint32_t>(append.keys.size()),
-                                  append.list.data()) != KVT_OK) {
-      return false;
-    }
-    memory_.lists.block()->write(append.offset, append.list.size(), append.list.data());
-  }
-  return true;
-}
-
-namespace {
-
-constexpr int64_t kMostRowsInOne = KeyMeans::kUnsettledCells;
-
-}  // namespace
-
-// So few rows of each stream that none is predicted from another.
-bool CudaPlan::is_one_part(const NewRows& keys) {
-  const int64_t n_rows = keys.node->src[0]->ne[1];
-  const Attention* reader = next_reader(keys.cache);
-  return n_rows <= kMostRowsInOne || (reader != nullptr && reader->task.shape.n_queries <= kMostRowsInOne &&
-                                      int64_t{reader->task.shape.n_queries} * reader->task.shape.n_streams == n_rows);
-}
-
 // Where the parts of a batch of keys begin: a mean is predicted from the run of cells before, which has to be stored by then.
 std::vector<int64_t> CudaPlan::parts_of(const NewRows& keys) {
+  constexpr int64_t kMostRowsInOne = KeyMeans::kUnsettledCells;
   const ggml_tensor* index = keys.node->src[1];
   const int64_t n_rows = keys.node->src[0]->ne[1];
   std::vector<int64_t> parts{0};
   // Numbers that the graph itself computes are known too late; no host does that.
-  if (is_one_part(keys) || owner_of(index)->op != host().op.none) return parts;
+  if (n_rows <= kMostRowsInOne || owner_of(index)->op != host().op.none) return parts;
+  const Attention* reader = next_reader(keys.cache);
+  if (reader != nullptr && reader->task.shape.n_queries <= kMostRowsInOne &&
+      int64_t{reader->task.shape.n_queries} * reader->task.shape.n_streams == n_rows) {
+    return parts;  // so few of each stream
+  }
   depends_on_cells_ = true;
+  const auto [found, is_new] = numbers_of_.try_emplace(index->data);
+  std::vector<int64_t>& numbers = found->second;
+  if (is_new) {
+    wait_();
+    std::vector<char> bytes(host().ggml_nbytes(index));
+    host().ggml_backend_tensor_get(index, bytes.data(), 0, bytes.size());
+    numbers = row_numbers(bytes.data(), index->type == GGML_TYPE_I64 ? KVT_CUDA_I64 : KVT_CUDA_I32, n_rows);
+  }
   const auto first_row = static_cast<int64_t>(keys.cache->offset_of(keys.node->data) / keys.cache->row_bytes());
   const int64_t n_cells = keys.cache->n_cells();
-  // Layers have the same parts, as a rule.
-  const auto [found, is_new] = parts_of_.try_emplace(std::make_tuple(static_cast<const void*>(index->data), first_row, n_cells));
-  if (!is_new) return found->second;
-  wait_();
-  std::vector<char> bytes(host().ggml_nbytes(index));
-  host().ggml_backend_tensor_get(index, bytes.data(), 0, bytes.size());
-  const std::vector<int64_t> numbers = row_numbers(bytes.data(), index->type == GGML_TYPE_I64 ? KVT_CUDA_I64 : KVT_CUDA_I32, n_rows);
   std::set<std::pair<int64_t, int64_t>> runs;  // stream and run, of the present part
   for (int64_t i = 0; i < n_rows; ++i) {
     const int64_t row = first_row + numbers[static_cast<size_t>(i)];
@@ -433,7 +314,6 @@ std::vector<int64_t> CudaPlan::parts_of(const NewRows& keys) {
     }
     runs.insert(run);
   }
-  found->second = parts;
   return parts;
 }
 
@@ -444,33 +324,12 @@ CudaPlan::Learning* CudaPlan::learning_of(const CacheTensor* cache) {
   return nullptr;
 }
 
-// Steps of few rows: keys and queries go in one launch if nothing computes between, else the keys in one of their own, as their memory
-// may be another tensor's by the time of the attention.
-void CudaPlan::add_staging(Learning* learning, bool has_queries) {
-  const auto begin = steps_.begin() + static_cast<ptrdiff_t>(learning->step);
-  const bool are_together = std::all_of(begin, steps_.end(), [](const PlanStep& s) { return s.kind == PlanStep::Kind::kNodes && !s.has_work; });
-  const auto stage = [this, learning](bool with_rows, bool with_queries) {
-    return [this, learning, with_rows, with_queries](std::string* error) {
-      if (stream_->stage(learning->keys.pieces(memory_, with_rows, with_queries))) return true;
-      *error = stream_->last_error();
-      return false;
-    };
-  };
-  if (are_together) return add_launch(stage(true, has_queries));
-  PlanStep rows;
-  rows.kind = PlanStep::Kind::kLaunch;
-  rows.run = stage(true, false);
-  steps_.insert(begin, std::move(rows));
-  for (Learning& other : learning_) other.step += other.step > learning->step;
-  if (has_queries) add_launch(stage(false, true));
-}
-
 // What follows the copy of new keys: that of the queries, and for learning at once the work on the host.
 void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   learning->is_planned = true;
-  if (queries == nullptr) learning->keys.set_queries(nullptr);
-  if (learning->keys.n_slots() > 1) return add_staging(learning, queries != nullptr);
-  if (queries != nullptr) {
+  if (queries == nullptr) {
+    learning->keys.set_queries(nullptr);
+  } else {
     add_launch([this, learning](std::string* error) {
       if (learning->keys.copy_queries(stream_, memory_)) return true;
       *error = stream_->last_error();
@@ -480,16 +339,16 @@ void CudaPlan::add_learning(Learning* learning, const ggml_tensor* queries) {
   if (!learning->keys.is_at_once()) return;  // its slot stays taken: it is read after the graph
   add_host(
       [this, learning](std::string* error) {
-        if (!learning->keys.learn(memory_, 1)) {
+        if (!learning->keys.learn_from_batch(memory_)) {
           *error = kRowOutside;
           return false;
         }
         if (!learning->keys.finish(stream_, &memory_, error)) return false;
-        memory_.kept_bytes_used = 0;
         if (stream_->synchronize()) return true;
         *error = stream_->last_error();
         return false;
-      });
+      },
+      nullptr);
   staging_.release(learning->slot);
 }
 
@@ -530,23 +389,12 @@ void CudaPlan::add_attention(Attention* attention) {
   const AttendTask& task = attention->task;
   Learning* learning = learning_of(task.keys.cache);
   if (learning != nullptr) add_learning(learning, attention->node->src[0]);
-  // Many queries, as prompts are, come again and again, and the first token after them is probed too.
-  const bool is_probed = attention->is_direct && task.takes_recent && task.keys.head == 0 &&
+  const bool is_probed = task.takes_recent && task.keys.head == 0 &&
                          task.keys.cache->n_heads() == static_cast<int64_t>(task.shape.n_kv_heads);
   if (is_probed) {
-    attention->probe_slot = staging_.claim(size_t{task.shape.n_kv_heads} * task.shape.n_group * attention->args.head_dim_k * sizeof(float));
-    add_launch(
-        [this, attention](std::string* error) {
-          const kvt_attention& shape = attention->task.shape;
-          const char* last = static_cast<const char*>(attention->node->src[0]->data) + (shape.n_queries - 1) * shape.q_query_stride;
-          if (stream_->copy_to_host(memory_.staging.base() + staging_.offset(attention->probe_slot), last, shape.q_head_stride,
-                                    size_t{attention->args.head_dim_k} * sizeof(float), size_t{shape.n_kv_heads} * shape.n_group)) {
-            return true;
-          }
-          *error = stream_->last_error();
-          return false;
-        },
-        &attention->is_probe_due);
+    const size_t bytes = size_t{task.shape.n_kv_heads} * task.shape.n_group * attention->args.head_dim_k * sizeof(float);
+    probe_slot_ = probe_slot_ < 0 ? staging_.claim(bytes) : probe_slot_;
+    add_host([this, attention](std::string* error) { return probe(attention, error); }, &attention->is_probe_due);
   }
   if (attention->is_direct) return add_direct(attention);
 
@@ -608,13 +456,6 @@ const void* CudaPlan::new_cells_of(const CacheTensor* cache) const {
   return rows->node->src[1];
 }
 
-// Keys and values are written together, so their rings are equal; where they are not, newest rows are left to the codes.
-bool CudaPlan::takes_ring(const Attention& attention) const {
-  const CacheTensor *keys = attention.task.keys.cache, *values = attention.task.values.cache;
-  return attention.task.takes_recent && values->device()->ring_history() == keys->device()->ring_history() &&
-         new_cells_of(values) == new_cells_of(keys);
-}
-
 // The step that an attention uses: one of before, if it has the same mask and an equal ring, or a new one.
 int CudaPlan::prepared_for(const Attention& attention) {
   const AttendTask& task = attention.task;
@@ -630,7 +471,8 @@ int CudaPlan::prepared_for(const Attention& attention) {
   args.n_first = task.shape.n_exact;
   const uint64_t history = keys->device()->ring_history();
   const void* new_cells = new_cells_of(keys);
-  if (takes_ring(attention)) {
+  // Keys and values are written together, so their rings are equal; where they are not, newest rows are left to the codes.
+  if (task.takes_recent && values->device()->ring_history() == history && new_cells_of(values) == new_cells) {
     args.window = static_cast<uint32_t>(keys->recent()->window());
     args.capacity = static_cast<uint32_t>(keys->device()->capacity());
     args.ring_cells = keys->device()->ring_cells() + task.keys.stream * args.capacity;
@@ -676,11 +518,18 @@ bool are_rings_as_thought(const CacheTensor& a, const CacheTensor& b) {
 
 }  // namespace
 
-// After the graph: the ring still is what it was. moved: -1 if too little is known.
-bool CudaPlan::probe(const Attention& attention, double* moved, std::string* error) const {
-  *moved = -1;
-  const AttendTask& task = attention.task;
+bool CudaPlan::probe(Attention* attention, std::string* error) {
+  const AttendTask& task = attention->task;
+  const kvt_attention& shape = task.shape;
   CacheTensor* keys = task.keys.cache;
+  const size_t head_bytes = size_t{attention->args.head_dim_k} * sizeof(float);
+  char* queries = memory_.staging.base() + staging_.offset(probe_slot_);
+  const char* last = static_cast<const char*>(attention->node->src[0]->data) + (shape.n_queries - 1) * shape.q_query_stride;
+  if (!stream_->copy_to_host(queries, last, shape.q_head_stride, head_bytes, size_t{shape.n_kv_heads} * shape.n_group) ||
+      !stream_->synchronize()) {
+    *error = stream_->last_error();
+    return false;
+  }
   if (!are_rings_as_thought(*keys, *task.values.cache)) {
     *error = "the host writes keys and values to different cells; use KVTURBO_RECENT=0";
     return false;
@@ -696,10 +545,11 @@ bool CudaPlan::probe(const Attention& attention, double* moved, std::string* err
     first = std::min<int64_t>(first, cells[e]);
     last_cell = std::max<int64_t>(last_cell, cells[e]);
   }
-  keys->device()->download_pages(keys, static_cast<int64_t>(task.keys.stream) * keys->n_cells() + first, last_cell + 1 - first);
-  const auto* queries = reinterpret_cast<const float*>(memory_.staging.base() + staging_.offset(attention.probe_slot));
-  *moved = score_error(keys, task.keys.stream, queries, task.shape.n_group * size_t{attention.args.head_dim_k}, task.shape.scale);
+  keys->device()->download(keys, static_cast<int64_t>(task.keys.stream) * keys->n_cells() + first, last_cell + 1 - first);
+  const double moved = score_error(keys, task.keys.stream, reinterpret_cast<const float*>(queries),
+                                   shape.n_group * size_t{attention->args.head_dim_k}, shape.scale);
   keys->drop_host_pages();
+  if (moved >= 0) report_score_error(*keys, moved);
   return true;
 }
 
@@ -842,11 +692,9 @@ bool CudaPlan::place() {
     if (attention.slopes_at >= 0) attention.slopes_at += static_cast<ptrdiff_t>(number_bytes);
   }
   if (!memory_.scratch.require(slots_.bytes()) || !memory_.workspace.require(workspace_bytes_) ||
-      !memory_.prepared.require(prepared_bytes_) || !memory_.staging.require(staging_.bytes()) ||
-      (!learning_.empty() && !memory_.slot_number.require(sizeof(uint32_t)))) {
+      !memory_.prepared.require(prepared_bytes_) || !memory_.staging.require(staging_.bytes())) {
     return false;
   }
-  if (!make_lists()) return false;
   for (Learning& learning : learning_) learning.keys.set_staging_offset(staging_.offset(learning.slot));
   for (const Moved& moved : moved_) {
     moved.tensor->data = memory_.scratch.base() + slots_.offset(moved.slot) + moved.offset;
@@ -867,7 +715,7 @@ bool CudaPlan::begin() {
   }
   for (Attention& attention : attentions_) {
     const AttendTask& task = attention.task;
-    attention.is_probe_due = attention.probe_slot >= 0 && task.takes_recent && task.keys.head == 0 &&
+    attention.is_probe_due = task.takes_recent && task.keys.head == 0 &&
                              task.keys.cache->n_heads() == static_cast<int64_t>(task.shape.n_kv_heads) &&
                              task.keys.cache->probe_schedule().is_due();
     has_host_work = has_host_work || attention.is_probe_due;
@@ -878,61 +726,31 @@ bool CudaPlan::begin() {
 void CudaPlan::end() {
   const uint64_t step = ++g_step;
   for (const NewRows& rows : new_rows_) rows.cache->device()->note_rows(new_cells_of(rows.cache), step);
-  n_slots_used_ += std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return !l.keys.is_at_once(); });
+  has_rest_ = std::any_of(learning_.begin(), learning_.end(), [](const Learning& l) { return !l.keys.is_at_once(); });
 }
 
-bool CudaPlan::has_probes() const {
-  return std::any_of(attentions_.begin(), attentions_.end(), [](const Attention& a) { return a.is_probe_due; });
-}
-
-bool CudaPlan::is_rest_due() const {
-  return has_probes() || (n_slots_used_ > 0 && std::any_of(learning_.begin(), learning_.end(), [this](const Learning& l) {
-                            return !l.keys.is_at_once() && l.keys.is_due_after(n_slots_used_);
-                          }));
-}
-
-namespace {
-
-// work(i) for i below n, by a few threads. False if memory ran out.
-template <typename Work>
-bool in_threads(size_t n, size_t n_threads, const Work& work) {
+bool CudaPlan::do_rest(std::string* error) {
+  has_rest_ = false;
+  // Layers are independent of one another, and the GPU waits meanwhile.
+  constexpr size_t kMostThreads = 8;
   std::atomic<size_t> next{0};
-  std::atomic<bool> is_complete{true};
-  const auto run = [&] {
+  std::atomic<bool> is_inside{true}, is_complete{true};
+  const auto work = [&] {
     const bool is_done = completes([&] {
-      for (size_t i = next++; i < n; i = next++) work(i);
+      for (size_t i = next++; i < learning_.size(); i = next++) {
+        if (!learning_[i].keys.is_at_once() && !learning_[i].keys.learn_from_batch(memory_)) is_inside = false;
+      }
     });
     if (!is_done) is_complete = false;
   };
+  const bool are_many = learning_[0].keys.n_rows() >= static_cast<int64_t>(KeyConditioner::kEnoughRows);
+  const size_t n_threads = are_many ? std::min<size_t>({kMostThreads, learning_.size(), std::thread::hardware_concurrency()}) : 1;
   std::vector<std::thread> threads;
   completes([&] {  // with fewer threads than asked for it takes longer
-    while (threads.size() + 1 < std::min<size_t>({n, n_threads, std::thread::hardware_concurrency()})) threads.emplace_back(run);
+    while (threads.size() + 1 < n_threads) threads.emplace_back(work);
   });
-  run();
+  work();
   for (std::thread& thread : threads) thread.join();
-  return is_complete;
-}
-
-constexpr size_t kMostThreads = 8;
-
-}  // namespace
-
-bool CudaPlan::do_rest(std::string* error) {
-  if (n_slots_used_ > 0 && !do_learning(error)) return false;
-  return !has_probes() || do_probes(error);
-}
-
-// Layers are independent of one another, and the GPU waits meanwhile.
-bool CudaPlan::do_learning(std::string* error) {
-  const size_t n_slots = n_slots_used_;
-  n_slots_used_ = 0;
-  constexpr size_t kWorthThreads = 16;  // rows
-  const bool are_many = n_slots * static_cast<size_t>(learning_[0].keys.n_rows()) >= kWorthThreads;
-  std::atomic<bool> is_inside{true};
-  const bool is_complete = in_threads(learning_.size(), are_many ? kMostThreads : 1, [&](size_t i) {
-    KeyLearning& keys = learning_[i].keys;
-    if (!keys.is_at_once() && !keys.learn(memory_, std::min(n_slots, keys.n_slots()))) is_inside = false;
-  });
   if (!is_inside || !is_complete) {
     *error = is_inside ? "no memory to learn the conditioning of keys" : kRowOutside;
     return false;
@@ -940,36 +758,9 @@ bool CudaPlan::do_learning(std::string* error) {
   for (Learning& learning : learning_) {
     if (!learning.keys.is_at_once() && !learning.keys.finish(stream_, &memory_, error)) return false;
   }
-  memory_.kept_bytes_used = 0;
-  if (!stream_->synchronize()) {
-    *error = stream_->last_error();
-    return false;
-  }
-  const uint32_t first_slot = 0;
-  memory_.slot_number.block()->write(0, sizeof(first_slot), &first_slot);
-  return true;
-}
-
-bool CudaPlan::do_probes(std::string* error) {
-  std::vector<Attention*> due;
-  for (Attention& attention : attentions_) {
-    if (attention.is_probe_due) due.push_back(&attention);
-    attention.is_probe_due = false;
-  }
-  std::vector<double> moved(due.size(), -1.0);
-  std::vector<std::string> errors(due.size());
-  if (!in_threads(due.size(), kMostThreads, [&](size_t i) { probe(*due[i], &moved[i], &errors[i]); })) {
-    *error = "no memory to check how codes fit keys";
-    return false;
-  }
-  for (size_t i = 0; i < due.size(); ++i) {
-    if (!errors[i].empty()) {
-      *error = errors[i];
-      return false;
-    }
-    if (moved[i] >= 0) report_score_error(*due[i]->task.keys.cache, moved[i]);
-  }
-  return true;
+  if (stream_->synchronize()) return true;
+  *error = stream_->last_error();
+  return false;
 }
 
 }  // namespace kvt::plugin

@@ -1,9 +1,7 @@
 // The host's graph as a list of steps on a GPU: runs of nodes for the inner backend, launches of our kernels, work on the host.
 //
 //   not on a cache of ours             a node of the inner backend
-//   SET_ROWS                           encode, keys and values of a layer in one launch; for conditioned keys before it: begin_means.
-//                                      Few rows, which all queries attend exactly: they are only kept, and all layers are encoded at
-//                                      the end
+//   SET_ROWS                           encode, keys and values of a layer in one launch; for conditioned keys before it: begin_means
 //   FLASH_ATTN_EXT of few queries      our kernel, on the codes; before the first one of each mask: prepare_step
 //   FLASH_ATTN_EXT of many             at SET_ROWS the cells of the layer are decoded to f16 scratch, and a copy of the node puts
 //                                      the new rows there as they are; a copy of the attention node works on the scratch
@@ -19,7 +17,6 @@
 #include <functional>
 #include <map>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "cuda_calls.h"
@@ -34,7 +31,7 @@ struct PlanStep {
   size_t begin = 0, end = 0;  // kNodes: of CudaPlan::nodes()
   bool has_work = false;      // kNodes: some node computes
   std::function<bool(std::string* error)> run;  // others; kHost: the stream is idle then
-  const bool* is_due = nullptr;                 // others: only if; nullptr: always
+  const bool* is_due = nullptr;                 // kHost: only if; nullptr: always
 };
 
 class CudaPlan {
@@ -53,13 +50,12 @@ class CudaPlan {
   // Whether the steps, without those of kind kHost, may become a CUDA graph.
   bool is_capturable() const { return is_capturable_; }
 
-  // Before the steps: counts rows. Returns whether steps have to run that are not in a CUDA graph.
+  // Before the steps: counts rows. Returns whether a step of kind kHost has to run.
   bool begin();
   // After the steps.
   void end();
-  // What was left for later, when the steps are complete; is_rest_due: it must not wait any longer.
-  bool has_rest() const { return n_slots_used_ > 0 || has_probes(); }
-  bool is_rest_due() const;
+  // What was left for later, when the steps are complete.
+  bool has_rest() const { return has_rest_; }
   bool do_rest(std::string* error);
 
  private:
@@ -72,7 +68,6 @@ class CudaPlan {
     int step = -1;             // of prepared_
     ptrdiff_t slopes_at = -1;  // in constants
     int slots[2] = {-1, -1};   // scratch of keys and values
-    int probe_slot = -1;       // of staging memory; -1: is not probed
     bool is_probe_due = false;
   };
   // One launch of kvt_cuda_prepare_step.
@@ -92,21 +87,11 @@ class CudaPlan {
     KeyLearning keys;
     int slot;                // of staging memory
     bool is_planned = false;  // what follows the copy of its rows
-    size_t step = 0;          // that comes after the rows are there
   };
   // Where rows of a cache lie while a node works on them: a slot of scratch, or its own rows on the device.
   struct Place {
     int slot = -1;
     size_t origin = 0;  // offset in the image of the slot's first byte
-  };
-  // Layers of one shape whose rows were kept and are to be encoded.
-  struct Append {
-    std::vector<kvt_cuda_encode_args> keys, values;  // src is known when scratch memory is
-    std::vector<const float*> key_scales;
-    std::vector<int> slots;  // of scratch: keys, values, keys ...
-    std::vector<char> list;
-    size_t offset = 0;  // of its copy on the device
-    bool is_planned = false;
   };
   using Places = std::map<const CacheTensor*, Place>;
   struct Moved {
@@ -118,18 +103,12 @@ class CudaPlan {
   void find_attentions(const ggml_cgraph* graph);
   void add_node(ggml_tensor* node);
   void add_inner(ggml_tensor* node);
-  void add_launch(std::function<bool(std::string*)> run, const bool* is_due = nullptr);
-  void add_host(std::function<bool(std::string*)> run);
+  void add_launch(std::function<bool(std::string*)> run);
+  void add_host(std::function<bool(std::string*)> run, const bool* is_due);
   void add_set_rows(ggml_tensor* node, CacheTensor* cache);
   void flush_rows();
   void add_rows(const std::vector<NewRows>& rows);
   void add_encode(const std::vector<NewRows>& rows);
-  bool can_encode_later(const std::vector<NewRows>& rows);
-  void add_keep(const std::vector<NewRows>& rows);
-  bool is_kept(const CacheTensor* cache) const;
-  void flush_appends();
-  bool make_lists();
-  bool is_one_part(const NewRows& keys);
   std::vector<int64_t> parts_of(const NewRows& keys);
   void add_learning(Learning* learning, const ggml_tensor* queries);
   Learning* learning_of(const CacheTensor* cache);
@@ -138,7 +117,6 @@ class CudaPlan {
   void add_generic(ggml_tensor* node);
   void add_decode(CacheTensor* cache, int64_t begin, int64_t end, int slot);
   void add_decode_for(Attention* attention, kvt_side side);
-  bool takes_ring(const Attention& attention) const;
   int prepared_for(const Attention& attention);
   Attention* next_reader(const CacheTensor* cache);
   const NewRows* new_rows_of(const CacheTensor* cache) const;
@@ -149,16 +127,13 @@ class CudaPlan {
   ggml_tensor* shadow_on(const ggml_tensor* node, const Places& places);
   void move(ggml_tensor* shadow, const Places& places);
   bool place();
-  void add_staging(Learning* learning, bool has_queries);
-  bool has_probes() const;
-  bool do_learning(std::string* error);
-  bool do_probes(std::string* error);
-  bool probe(const Attention& attention, double* moved, std::string* error) const;
+  bool probe(Attention* attention, std::string* error);
 
   GpuStream* stream_;
   PlanMemory memory_;
   size_t n_constant_numbers_ = 0;  // 0, 1, 2 ... at the beginning of the constants
   std::vector<char> constants_;
+  int probe_slot_ = -1;  // of staging memory
 
   std::vector<PlanStep> steps_;
   std::vector<ggml_tensor*> nodes_;
@@ -170,16 +145,12 @@ class CudaPlan {
   std::vector<NewRows> new_rows_;
   std::vector<NewRows> waiting_rows_;  // of keys or values, for those of the other side
   std::function<void()> wait_;
-  // Of batches, by the address of their numbers, the row that these count from, and the cells of a stream.
-  std::map<std::tuple<const void*, int64_t, int64_t>, std::vector<int64_t>> parts_of_;
-  std::deque<Append> appends_;
-  size_t list_bytes_ = 0;
+  std::map<const void*, std::vector<int64_t>> numbers_of_;  // rows of batches, by the address of their numbers
   std::deque<Learning> learning_;
   std::deque<kvt_cuda_exact_rows> exact_rows_;
   std::vector<Moved> moved_;
   ScratchSlots slots_, staging_;
-  bool is_changed_ = false, is_capturable_ = false;
-  size_t n_slots_used_ = 0;  // steps whose keys wait in staging memory
+  bool is_changed_ = false, is_capturable_ = false, has_rest_ = false;
   bool depends_on_cells_ = false;  // on which the host writes to
 
   // What the plan was made for.

@@ -37,8 +37,7 @@ class CudaRunner : public GraphRunner {
     state_settle_caches_of(graph);  // calls finish, if rows were restored
     const std::lock_guard<std::mutex> lock(mutex_);
     stream_->make_current();
-    // Before another plan, all that this one has left; it may change what plans are made for.
-    if ((plan_.is_rest_due() || !plan_.is_reusable(graph)) && !finish_locked()) return GGML_STATUS_FAILED;
+    finish_locked();
     if (!plan_.is_reusable(graph)) {
       if (!settle_all(graph)) return no_memory_for_cache();
       report_layout();
@@ -67,14 +66,13 @@ class CudaRunner : public GraphRunner {
   // Our work always ends with the inner stream waiting for it.
   void wait() { host().ggml_backend_synchronize(inner_); }
 
-  bool finish_locked() {
-    if (!plan_.has_rest()) return true;
+  void finish_locked() {
+    if (!plan_.has_rest()) return;
     wait();
     std::string error = "no memory for working space";
     bool is_done = false;
     completes([&] { is_done = plan_.do_rest(&error); });
     if (!is_done) failed(error);
-    return is_done;
   }
 
   enum ggml_status run(ggml_cgraph* graph, bool has_host_work) {

@@ -1,13 +1,8 @@
 // GpuStream by CUDA's runtime, which is linked in and works without a driver.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-#include <map>
-#include <vector>
-
 #include "gpu_stream.h"
 #include "gpu_support.h"
-#include "stage_pieces.h"
 
 namespace kvt::plugin {
 
@@ -24,83 +19,6 @@ struct GpuStream::State {
     return false;
   }
 };
-
-namespace {
-
-struct Edges {
-  std::vector<cudaGraphNode_t> from, to;
-  std::vector<cudaGraphEdgeData> data;
-};
-
-bool get_edges(cudaGraph_t graph, Edges* edges) {
-  size_t n = 0;
-#if CUDART_VERSION >= 13000
-  const auto get = cudaGraphGetEdges;
-#else
-  const auto get = cudaGraphGetEdges_v2;
-#endif
-  if (get(graph, nullptr, nullptr, nullptr, &n) != cudaSuccess) return false;
-  edges->from.resize(n);
-  edges->to.resize(n);
-  edges->data.resize(n);
-  return get(graph, edges->from.data(), edges->to.data(), edges->data.data(), &n) == cudaSuccess;
-}
-
-// The nodes in the only order that the edges allow; empty if they allow several.
-std::vector<cudaGraphNode_t> order_of(cudaGraph_t graph, const Edges& edges) {
-  size_t n_nodes = 0;
-  if (cudaGraphGetNodes(graph, nullptr, &n_nodes) != cudaSuccess) return {};
-  std::vector<cudaGraphNode_t> nodes(n_nodes), order;
-  if (cudaGraphGetNodes(graph, nodes.data(), &n_nodes) != cudaSuccess) return {};
-  std::map<cudaGraphNode_t, size_t> n_before;
-  std::multimap<cudaGraphNode_t, cudaGraphNode_t> after;
-  for (cudaGraphNode_t node : nodes) n_before[node] = 0;
-  for (size_t i = 0; i < edges.from.size(); ++i) {
-    ++n_before[edges.to[i]];
-    after.emplace(edges.from[i], edges.to[i]);
-  }
-  std::vector<cudaGraphNode_t> ready;
-  for (cudaGraphNode_t node : nodes) {
-    if (n_before[node] == 0) ready.push_back(node);
-  }
-  while (ready.size() == 1) {
-    const cudaGraphNode_t node = ready[0];
-    order.push_back(node);
-    ready.clear();
-    const auto [first, last] = after.equal_range(node);
-    for (auto it = first; it != last; ++it) {
-      if (--n_before[it->second] == 0) ready.push_back(it->second);
-    }
-  }
-  return order.size() == n_nodes ? order : std::vector<cudaGraphNode_t>{};
-}
-
-// Two streams that take turns wait for their own last kernel and for the other's, and the former says nothing new. CUDA launches a
-// plain chain much faster than a graph whose nodes wait for several others, so what is said twice goes.
-void make_chain(cudaGraph_t graph) {
-  Edges edges;
-  if (!get_edges(graph, &edges)) return;
-  std::map<cudaGraphNode_t, size_t> place;
-  for (cudaGraphNode_t node : order_of(graph, edges)) place.emplace(node, place.size());
-  if (place.empty()) return;
-  Edges redundant;
-  for (size_t i = 0; i < edges.from.size(); ++i) {
-    if (place[edges.to[i]] == place[edges.from[i]] + 1) continue;
-    redundant.from.push_back(edges.from[i]);
-    redundant.to.push_back(edges.to[i]);
-    redundant.data.push_back(edges.data[i]);
-  }
-#if CUDART_VERSION >= 13000
-  const auto remove = cudaGraphRemoveDependencies;
-#else
-  const auto remove = cudaGraphRemoveDependencies_v2;
-#endif
-  if (!redundant.from.empty()) {
-    (void)remove(graph, redundant.from.data(), redundant.to.data(), redundant.data.data(), redundant.from.size());
-  }
-}
-
-}  // namespace
 
 std::unique_ptr<GpuStream> GpuStream::create(int gpu) {
   auto state = std::make_unique<State>();
@@ -133,16 +51,6 @@ bool GpuStream::copy_to_host(void* dst, const void* src, size_t src_stride, size
       cudaMemcpy2DAsync(dst, row_bytes, src, src_stride, row_bytes, n_rows, cudaMemcpyDeviceToHost, state_->stream));
 }
 
-bool GpuStream::stage(const StagedPieces& pieces) {
-  launch_stage(pieces, state_->stream);
-  return state_->check(cudaGetLastError());
-}
-
-bool GpuStream::add_one(uint32_t* number) {
-  launch_add_one(number, state_->stream);
-  return state_->check(cudaGetLastError());
-}
-
 bool GpuStream::begin_capture() { return state_->check(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeRelaxed)); }
 
 bool GpuStream::end_capture() {
@@ -151,8 +59,6 @@ bool GpuStream::end_capture() {
     drop_graph();
     return false;
   }
-  make_chain(captured);
-  (void)cudaGetLastError();  // it may have stayed as it was
   // The next graph of a sequence that grows differs in sizes only: to change the old one is quicker than to make another.
   cudaGraphExecUpdateResultInfo result{};
   if (state_->graph == nullptr || cudaGraphExecUpdate(state_->graph, captured, &result) != cudaSuccess) {

@@ -5,28 +5,12 @@
 #define KVT_PLUGIN_GPU_STREAM_H
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <string>
 
 #include "kvturbo/kvturbo_cuda.h"
 
 namespace kvt::plugin {
-
-// Words of 4 bytes on the device: n[0] in a row, n[1] rows stride[0] bytes apart, and so on. For the host they are copied without gaps,
-// to `offset` in their slot.
-struct StagedPiece {
-  const void* src = nullptr;
-  uint32_t n[4] = {0, 0, 0, 0};  // all 0: no piece
-  size_t stride[3] = {0, 0, 0};
-  size_t offset = 0;
-};
-struct StagedPieces {
-  StagedPiece piece[3];
-  char* slots = nullptr;  // pinned
-  size_t slot_bytes = 0;
-  const uint32_t* number = nullptr;  // device: of the slot
-};
 
 class GpuStream {
  public:
@@ -47,11 +31,6 @@ class GpuStream {
 
   // To pinned memory, in the order of the stream: n_rows rows of row_bytes, dense at dst.
   bool copy_to_host(void* dst, const void* src, size_t src_stride, size_t row_bytes, size_t n_rows);
-
-  // By a kernel, since a captured copy by the copy engine holds up all that comes after it, and cannot go to another place each time.
-  bool stage(const StagedPieces& pieces);
-  // On the device.
-  bool add_one(uint32_t* number);
 
   // What is launched between begin_capture and end_capture becomes a graph, here and on streams that wait for events recorded
   // here. end_capture replaces the graph of before; if it fails there is none. launch_graph launches it once more.

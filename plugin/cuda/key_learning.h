@@ -1,9 +1,9 @@
 // Key conditioning of a cache on a GPU. It is learnt on the host (key_conditioner.h), from keys and queries that are copied there
 // while a graph runs; a new estimate goes back to the device, and the kept keys are encoded anew.
 //
-// That is done when graphs have run, for all layers: so no layer waits for the host, and steps can be captured. Until then
-// new keys are stored with the estimate before. Steps of few rows leave theirs in slots, many steps one after another, until an estimate is
-// due. Only where copies of all layers would take too much pinned memory, the graph stops at each layer and learns at once.
+// That is done when the graph has run, for all layers: so no layer waits for the host, and steps can be captured. Until then
+// new keys are stored with the estimate before. Only where copies of all layers would take too much pinned memory, the graph stops at each layer
+// and learns at once.
 #ifndef KVT_PLUGIN_KEY_LEARNING_H
 #define KVT_PLUGIN_KEY_LEARNING_H
 
@@ -32,34 +32,25 @@ class KeyLearning {
   // them.
   void set_queries(const ggml_tensor* q);
 
-  // How many steps fit its part of staging memory; 1: copies of a large batch.
-  size_t n_slots() const;
-  size_t staging_bytes() const { return n_slots() * slot_bytes(); }
+  size_t staging_bytes() const;
   void set_staging_offset(size_t offset) { staging_offset_ = offset; }
-  // Whether the slots are full, or so many hold what an estimate is due for.
-  bool is_due_after(size_t n_slots_used) const;
-
-  // Of one step, to its slot (several slots); or to the only one.
-  StagedPieces pieces(const PlanMemory& memory, bool with_rows, bool with_queries) const;
   bool copy_rows(GpuStream* stream, const PlanMemory& memory) const;
   bool copy_queries(GpuStream* stream, const PlanMemory& memory) const;
 
-  // The copies are complete, in so many slots. First, on any thread: learns from them. Returns false if a row is outside of the cache.
-  bool learn(const PlanMemory& memory, size_t n_slots_used);
-  // Then: what is stored anew. Launches may go on when it returns; the staging memory is in use until then.
+  // The copies are complete. First, on any thread: what needs the host only. Returns false if a row is outside of the cache.
+  bool learn_from_batch(const PlanMemory& memory);
+  // Then: the rest, and what is stored anew. Launches may go on when it returns; the staging memory is in use until then.
   bool finish(GpuStream* stream, PlanMemory* memory, std::string* error);
 
  private:
   size_t rows_bytes() const { return static_cast<size_t>(n_rows_ * keys_->n_values()) * sizeof(float); }
   size_t index_bytes() const { return static_cast<size_t>(n_rows_) * sizeof(int64_t); }
-  size_t slot_bytes() const;
-  char* slot(const PlanMemory& memory, size_t number) const { return memory.staging.base() + staging_offset_ + number * slot_bytes(); }
-  std::vector<int64_t> places_in(const char* slot) const;
-  void add_queries(const char* slot) const;
-  bool is_due(size_t n_kept) const;
+  bool read_places(const PlanMemory& memory);
+  void add_queries(const PlanMemory& memory) const;
+  bool is_due() const;
   bool encode(GpuStream* stream, int64_t n_rows, const void* rows, const void* numbers, kvt_cuda_index_type type, int64_t first_row,
               std::string* error) const;
-  bool store_kept(GpuStream* stream, PlanMemory* memory, std::string* error) const;
+  bool store_kept(size_t first, GpuStream* stream, PlanMemory* memory, std::string* error) const;
 
   CacheTensor* keys_;
   int64_t n_rows_;
@@ -68,9 +59,9 @@ class KeyLearning {
   const char* queries_ = nullptr;
   int64_t head_dim_ = 0, n_heads_ = 0, n_queries_ = 0, n_streams_ = 0;
   size_t query_stride_ = 0, head_stride_ = 0, stream_stride_ = 0;
-  size_t staging_offset_ = 0;  // a slot: rows, their numbers, queries
-  enum class Learnt { kNothing, kFromBatch, kFromKept } learnt_ = Learnt::kNothing;
-  size_t first_to_store_ = 0;  // of the kept rows
+  size_t staging_offset_ = 0;  // rows, their numbers, queries
+  std::vector<int64_t> places_;
+  bool is_learnt_ = false;  // by learn_from_batch
 };
 
 }  // namespace kvt::plugin

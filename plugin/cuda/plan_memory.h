@@ -87,16 +87,13 @@ class ScratchSlots {
 
 struct PlanMemory {
   explicit PlanMemory(ggml_backend_buffer_type_t inner_type)
-      : scratch(inner_type), workspace(inner_type), prepared(inner_type), constants(inner_type), lists(inner_type), slot_number(inner_type) {}
+      : scratch(inner_type), workspace(inner_type), prepared(inner_type), constants(inner_type), kept_rows(inner_type) {}
   DeviceArena scratch;    // f16 rows of one layer
   DeviceArena workspace;  // of attention
   DeviceArena prepared;   // steps, by mask
   DeviceArena constants;  // slopes, numbers of rows
-  DeviceArena lists;      // of layers whose rows are encoded together
-  DeviceArena slot_number;  // of the slots of staging memory that the next step writes to
+  DeviceArena kept_rows;  // keys on their way back, while conditioning is learnt
   PinnedArena staging;    // keys and queries on their way to the host
-  PinnedArena kept_rows;  // keys that are encoded anew
-  size_t kept_bytes_used = 0;
 };
 
 }  // namespace kvt::plugin

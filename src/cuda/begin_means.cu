@@ -1,8 +1,6 @@
 // Key means of runs of cells that get their first rows (kvt_cuda_begin_means), predicted from what the run before decodes to. A block
 // has a head and takes the runs in the order of the rows, since one may be predicted from another. Usually there are none.
 #include <climits>
-#include <cstring>
-#include <type_traits>
 
 #include "cuda/decode_page.cuh"
 #include "cuda/encode_source.cuh"
@@ -136,7 +134,7 @@ __device__ void predict_run(const BeginCall& call, const Run& run, Averages<kDim
 }
 
 template <int kDim, Coding kCoding>
-__device__ __forceinline__ void begin_means(const BeginCall& call) {
+__global__ void __launch_bounds__(kDecodeThreads) begin_means_kernel(const __grid_constant__ BeginCall call) {
   static_assert(kDim <= kDecodeThreads);
   __shared__ __align__(16) char page[kMaxPageBytes<kDim, true, kCoding>];
   __shared__ float value[32];
@@ -170,59 +168,24 @@ __device__ __forceinline__ void begin_means(const BeginCall& call) {
   }
 }
 
-template <int kDim, Coding kCoding>
-__global__ void __launch_bounds__(kDecodeThreads) begin_means_kernel(const __grid_constant__ BeginCall call) {
-  begin_means<kDim, kCoding>(call);
-}
-
-// blockIdx.y: layer.
-template <int kDim, Coding kCoding>
-__global__ void __launch_bounds__(kDecodeThreads) begin_layers_kernel(const BeginCall* __restrict__ layers) {
-  begin_means<kDim, kCoding>(layers[blockIdx.y]);
-}
-
-// launch(head dim, coding), both std::integral_constant
-template <class Launch>
-void for_kernel(kvt_codec_id codec, uint32_t head_dim, const Launch& launch) {
-  for_head_dim(head_dim, [&](auto dim) {
-    switch (codec) {
-      case KVT_CODEC_HYBRID:
-        return launch(dim, std::integral_constant<Coding, Coding::kSketch>{});
-      case KVT_CODEC_SCALAR43:
-      case KVT_CODEC_K8V4:
-      case KVT_CODEC_K8V3:
-        return launch(dim, std::integral_constant<Coding, Coding::kScalar>{});
-      default:
-        return launch(dim, std::integral_constant<Coding, Coding::kTrellis>{});
-    }
-  });
-}
-
-BeginCall make_call(const SideLayout& layout, const EncodeCall& source, const float* key_scale, const kvt_cuda_encode_args& keys) {
-  return {source, make_code_tables(layout), reinterpret_cast<const char*>(key_scale), keys.key_mean, keys.key_mean_unit};
-}
-
 }  // namespace
 
 void launch_begin_means(const SideLayout& layout, const EncodeCall& source, const float* key_scale, const kvt_cuda_encode_args& keys,
                         cudaStream_t stream, bool overlap) {
-  const BeginCall call = make_call(layout, source, key_scale, keys);
-  for_kernel(keys.codec, keys.head_dim, [&](auto dim, auto coding) {
-    launch_overlapped(begin_means_kernel<decltype(dim)::value, decltype(coding)::value>, dim3(keys.n_kv_heads), kDecodeThreads, 0, stream,
-                      overlap, call);
-  });
-}
-
-size_t begin_call_bytes() { return sizeof(BeginCall); }
-void write_begin_call(const SideLayout& layout, const EncodeCall& source, const float* key_scale, const kvt_cuda_encode_args& keys, void* call) {
-  const BeginCall made = make_call(layout, source, key_scale, keys);
-  std::memcpy(call, &made, sizeof(made));
-}
-
-void launch_begin_layers(const kvt_cuda_encode_args& keys, const void* calls, uint32_t n_layers, cudaStream_t stream, bool overlap) {
-  for_kernel(keys.codec, keys.head_dim, [&](auto dim, auto coding) {
-    launch_overlapped(begin_layers_kernel<decltype(dim)::value, decltype(coding)::value>, dim3(keys.n_kv_heads, n_layers), kDecodeThreads, 0,
-                      stream, overlap, static_cast<const BeginCall*>(calls));
+  const BeginCall call{source, make_code_tables(layout), reinterpret_cast<const char*>(key_scale), keys.key_mean, keys.key_mean_unit};
+  for_head_dim(keys.head_dim, [&](auto dim) {
+    constexpr int kDim = decltype(dim)::value;
+    const auto launch = [&](auto kernel) { launch_overlapped(kernel, dim3(keys.n_kv_heads), kDecodeThreads, 0, stream, overlap, call); };
+    switch (keys.codec) {
+      case KVT_CODEC_HYBRID:
+        return launch(begin_means_kernel<kDim, Coding::kSketch>);
+      case KVT_CODEC_SCALAR43:
+      case KVT_CODEC_K8V4:
+      case KVT_CODEC_K8V3:
+        return launch(begin_means_kernel<kDim, Coding::kScalar>);
+      default:
+        return launch(begin_means_kernel<kDim, Coding::kTrellis>);
+    }
   });
 }
 

@@ -188,18 +188,6 @@ void launch_encode(kvt_codec_id codec, kvt::cuda::EncodePair& pair, cudaStream_t
   }
 }
 
-// Keys and values of one append.
-kvt_status make_encode_pair(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt::cuda::EncodePair* pair) {
-  pair->n_sides = 2;
-  for (const kvt_cuda_encode_args* args : {keys, values}) {
-    const kvt_status made = make_encode_call(args, &pair->side[args == values]);
-    if (made != KVT_OK) return made;
-  }
-  const bool is_pair = keys->side == KVT_KEY && values->side == KVT_VALUE && keys->codec == values->codec &&
-                       keys->n_rows == values->n_rows && keys->n_kv_heads == values->n_kv_heads;
-  return is_pair ? KVT_OK : KVT_ERROR_INVALID_ARGUMENT;
-}
-
 }  // namespace
 
 extern "C" {
@@ -218,66 +206,21 @@ kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream str
 
 kvt_status kvt_cuda_append(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, kvt_cuda_stream stream) {
   kvt::cuda::EncodePair pair{};
-  const kvt_status made = make_encode_pair(keys, values, &pair);
-  if (made != KVT_OK || keys->n_rows == 0) return made;
+  pair.n_sides = 2;
+  for (const kvt_cuda_encode_args* args : {keys, values}) {
+    const kvt_status made = make_encode_call(args, &pair.side[args == values]);
+    if (made != KVT_OK) return made;
+  }
+  if (keys->side != KVT_KEY || values->side != KVT_VALUE || keys->codec != values->codec || keys->n_rows != values->n_rows ||
+      keys->n_kv_heads != values->n_kv_heads) {
+    return KVT_ERROR_INVALID_ARGUMENT;
+  }
+  if (keys->n_rows == 0) return KVT_OK;
   if (keys->codec == KVT_CODEC_F16 || has_uniform_keys(keys->codec) || !kvt::cuda::is_encode_pair(keys->head_dim, values->head_dim)) {
     for (pair.n_sides = 1, pair.first_side = 0; pair.first_side < 2; ++pair.first_side) launch_encode(keys->codec, pair, stream);
   } else {
     launch_encode(keys->codec, pair, stream);
   }
-  return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
-}
-
-kvt_status kvt_cuda_keep_rows(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, uint16_t* key_rows,
-                              uint16_t* value_rows, kvt_cuda_stream stream) {
-  kvt::cuda::EncodePair pair{};
-  const kvt_status made = make_encode_pair(keys, values, &pair);
-  if (made != KVT_OK || keys->n_rows == 0) return made;
-  if (keys->exact == nullptr || values->exact == nullptr || keys->exact_in_place || values->exact_in_place || key_rows == nullptr ||
-      value_rows == nullptr || !kvt::cuda::is_encode_pair(keys->head_dim, values->head_dim)) {
-    return KVT_ERROR_INVALID_ARGUMENT;
-  }
-  kvt::cuda::launch_keep_rows(pair, key_rows, value_rows, stream, kvt::cuda::can_overlap());
-  return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
-}
-
-size_t kvt_cuda_append_list_bytes(uint32_t n_layers) {
-  return n_layers * (sizeof(kvt::cuda::EncodePair) + kvt::cuda::begin_call_bytes());
-}
-
-kvt_status kvt_cuda_make_append_list(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, const float* const* key_scales,
-                                     uint32_t n_layers, void* list) {
-  auto* pairs = static_cast<kvt::cuda::EncodePair*>(list);
-  char* begin_calls = reinterpret_cast<char*>(pairs + n_layers);
-  for (uint32_t i = 0; i < n_layers; ++i) {
-    const kvt_cuda_encode_args &k = keys[i], &v = values[i];
-    kvt::cuda::EncodePair pair{};
-    const kvt_status made = make_encode_pair(&k, &v, &pair);
-    if (made != KVT_OK) return made;
-    if (k.n_rows == 0 || k.codec == KVT_CODEC_F16 || has_uniform_keys(k.codec) || k.codec != keys->codec || k.n_rows != keys->n_rows || k.n_kv_heads != keys->n_kv_heads ||
-        k.head_dim != keys->head_dim || v.head_dim != values->head_dim || !kvt::cuda::is_encode_pair(k.head_dim, v.head_dim) ||
-        (k.key_mean == nullptr) != (keys->key_mean == nullptr) || (k.key_mean != nullptr && key_scales[i] == nullptr)) {
-      return KVT_ERROR_INVALID_ARGUMENT;
-    }
-    if (k.key_mean != nullptr) {
-      const kvt::SideLayout layout = kvt::make_side_layout(k.codec, KVT_KEY, k.head_dim);
-      kvt::cuda::write_begin_call(layout, pair.side[KVT_KEY], key_scales[i], k, begin_calls + i * kvt::cuda::begin_call_bytes());
-    }
-    for (kvt::cuda::EncodeCall& call : pair.side) call.exact = {};  // are up to date
-    pair.n_layers = n_layers;
-    kvt::cuda::set_block_rows(pair);
-    pairs[i] = pair;
-  }
-  return KVT_OK;
-}
-
-kvt_status kvt_cuda_append_layers(const kvt_cuda_encode_args* keys, uint32_t n_layers, const void* list, const void* device_list,
-                                  kvt_cuda_stream stream) {
-  if (keys == nullptr || n_layers == 0 || list == nullptr || device_list == nullptr) return KVT_ERROR_INVALID_ARGUMENT;
-  kvt::cuda::EncodePair pair = *static_cast<const kvt::cuda::EncodePair*>(list);
-  pair.layers = static_cast<const kvt::cuda::EncodePair*>(device_list);
-  if (keys->key_mean != nullptr) kvt::cuda::launch_begin_layers(*keys, pair.layers + n_layers, n_layers, stream, kvt::cuda::can_overlap());
-  launch_encode(keys->codec, pair, stream);
   return cudaPeekAtLastError() == cudaSuccess ? KVT_OK : KVT_ERROR_CUDA;
 }
 

@@ -12,8 +12,6 @@
 
 namespace kvt::cuda {
 
-constexpr int kBlockRows = 32;  // of one head, that a block encodes
-
 struct EncodeTables {
   // Thresholds as a complete binary tree: node i has the children 2i and 2i + 1 (above). Scalar: nodes 1 .. 2^bits - 1.
   // Trellis: one tree for each subset z, from tree[8 * z].
@@ -51,9 +49,6 @@ struct EncodePair {
   EncodeCall side[2];  // by kvt_side
   uint32_t first_side, n_sides;
   uint32_t block_rows;  // rows of a block, kBlockRows or fewer
-  // Several layers in one launch, all shaped like this one; null: this one alone.
-  const EncodePair* layers;  // on the device
-  uint32_t n_layers;
 
   const EncodeCall& any() const { return side[first_side]; }
 };
@@ -69,10 +64,6 @@ void launch_encode_hybrid(EncodePair& pair, cudaStream_t stream, bool overlap);
 void launch_encode_scalar43(EncodePair& pair, cudaStream_t stream, bool overlap);  // and 8-bit keys
 // Trellis codes of any width.
 void launch_encode_trellis(EncodePair& pair, cudaStream_t stream, bool overlap);
-// Sets pair.block_rows, which pairs in a list need beforehand.
-void set_block_rows(EncodePair& pair);
-// copies: [n_rows, n_kv_heads, head_dim], fp16.
-void launch_keep_rows(const EncodePair& pair, void* keys, void* values, cudaStream_t stream, bool overlap);
 
 }  // namespace kvt::cuda
 

@@ -31,10 +31,6 @@ void launch_decode(const SideLayout& layout, const kvt_cuda_decode_args& args, c
 // source: what the arguments make for encoding.
 void launch_begin_means(const SideLayout& layout, const EncodeCall& source, const float* key_scale, const kvt_cuda_encode_args& keys,
                         cudaStream_t stream, bool overlap);
-// The same for the keys of several layers: calls, begin_call_bytes() each, are written on the host and lie on the device at the launch.
-size_t begin_call_bytes();
-void write_begin_call(const SideLayout& layout, const EncodeCall& source, const float* key_scale, const kvt_cuda_encode_args& keys, void* call);
-void launch_begin_layers(const kvt_cuda_encode_args& keys, const void* calls, uint32_t n_layers, cudaStream_t stream, bool overlap);
 
 }  // namespace kvt::cuda
 

@@ -176,32 +176,17 @@ __global__ void __launch_bounds__(kEncodeThreads, std::min(Key::kMinBlocks, Valu
   }
 }
 
-// blockIdx.z: layer and side.
-template <class Key, class Value>
-__global__ void __launch_bounds__(kEncodeThreads, std::min(Key::kMinBlocks, Value::kMinBlocks))
-    encode_layers_kernel(const EncodePair* __restrict__ layers) {
-  extern __shared__ __align__(16) char memory[];
-  const EncodePair& pair = layers[blockIdx.z / 2];
-  if (blockIdx.z % 2 == KVT_KEY) {
-    reinterpret_cast<Key*>(memory)->run(pair.side[KVT_KEY], pair.block_rows);
-  } else {
-    reinterpret_cast<Value*>(memory)->run(pair.side[KVT_VALUE], pair.block_rows);
-  }
-}
-
 template <class Key, class Value>
 void launch_encode(EncodePair& pair, cudaStream_t stream, bool overlap) {
   const EncodeCall& call = pair.any();
-  set_block_rows(pair);
-  const uint32_t n_row_blocks = (call.n_rows + pair.block_rows - 1) / pair.block_rows;
-  if (pair.n_layers > 0) {
-    return launch_overlapped(encode_layers_kernel<Key, Value>, dim3(n_row_blocks, call.n_kv_heads, 2 * pair.n_layers), kEncodeThreads,
-                             std::max(sizeof(Key), sizeof(Value)), stream, overlap, pair.layers);
-  }
+  // As many rows in a block as give two blocks to each multiprocessor of a large device, if there are so few.
+  constexpr uint64_t kManyBlocks = 256;
+  const uint64_t n_all = uint64_t{call.n_rows} * call.n_kv_heads * pair.n_sides;
+  pair.block_rows = static_cast<uint32_t>(std::min<uint64_t>(kBlockRows, (n_all + kManyBlocks - 1) / kManyBlocks));
   uint32_t n_streams = 0;  // of exact rows
   for (uint32_t i = 0; i < pair.n_sides; ++i) n_streams = std::max(n_streams, pair.side[pair.first_side + i].exact.n_streams);
   // One row of blocks for each head, and one for the exact rows.
-  const dim3 grid(std::max(n_row_blocks, std::min(n_streams, 64u)),
+  const dim3 grid(std::max((call.n_rows + pair.block_rows - 1) / pair.block_rows, std::min(n_streams, 64u)),
                   call.n_kv_heads + (n_streams > 0), pair.n_sides);
   launch_overlapped(encode_kernel<Key, Value>, grid, kEncodeThreads, std::max({sizeof(Key), sizeof(Value), sizeof(ExactScratch)}), stream, overlap, pair);
 }

@@ -7,6 +7,7 @@
 namespace kvt::cuda {
 namespace {
 
+constexpr int kBlockRows = 32;
 
 template <int kDim>
 struct EncodedRows {

@@ -18,13 +18,6 @@ void write_tree(const float* sorted, unsigned n, float* tree) {
 
 }  // namespace
 
-// As many rows in a block as give two blocks to each multiprocessor of a large device, if there are so few.
-void set_block_rows(EncodePair& pair) {
-  constexpr uint64_t kManyBlocks = 256;
-  const uint64_t n_all = uint64_t{pair.any().n_rows} * pair.any().n_kv_heads * pair.n_sides * (pair.n_layers > 0 ? pair.n_layers : 1);
-  pair.block_rows = static_cast<uint32_t>(std::min<uint64_t>(kBlockRows, (n_all + kManyBlocks - 1) / kManyBlocks));
-}
-
 EncodeCall make_encode_call(const SideLayout& layout) {
   EncodeCall call{};
   call.head_dim = layout.head_dim;

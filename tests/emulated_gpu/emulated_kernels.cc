@@ -98,10 +98,8 @@ Averages averages_before(const kvt_cuda_encode_args& a, const float* key_scale, 
 
 kvt_status kvt_cuda_device_status(void) { return KVT_OK; }
 
-namespace {
-
-// kept: rows go there and to the exact rows, and no codes are stored.
-kvt_status encode(const kvt_cuda_encode_args& a, uint16_t* kept) {
+kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream) {
+  const kvt_cuda_encode_args& a = *args;
   const size_t d = a.head_dim;
   const kvt_codec* codec = codec_for(a.codec, a.head_dim, a.head_dim);
   const kvt_cuda_exact_rows* exact = a.exact;
@@ -142,10 +140,6 @@ kvt_status encode(const kvt_cuda_encode_args& a, uint16_t* kept) {
         std::copy_n(half, d, first_row(*exact, stream, head, static_cast<size_t>(in_stream), d));
       }
       if (slot >= 0) std::copy_n(half, d, ring_row(*exact, stream, head, static_cast<size_t>(slot), d));
-      if (kept != nullptr) {
-        std::copy_n(half, d, kept + (i * a.n_kv_heads + head) * d);
-        continue;
-      }
       kvt_internal::halves_to_floats(codec, half, d, row);
       for (size_t j = 0; a.key_mean != nullptr && j < d; ++j) {
         row[j] = (row[j] - mean_value(a, stream, head, static_cast<size_t>(in_stream), d, j)) *
@@ -154,54 +148,6 @@ kvt_status encode(const kvt_cuda_encode_args& a, uint16_t* kept) {
       kvt_internal::encode_unchecked(codec, a.side, row, d, 1, &in_stream,
                                      at(static_cast<char*>(a.pages), stream * a.stream_stride + head * a.head_stride), a.page_stride);
     }
-  }
-  return KVT_OK;
-}
-
-}  // namespace
-
-kvt_status kvt_cuda_encode(const kvt_cuda_encode_args* args, kvt_cuda_stream) { return encode(*args, nullptr); }
-
-kvt_status kvt_cuda_keep_rows(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, uint16_t* key_rows,
-                              uint16_t* value_rows, kvt_cuda_stream) {
-  if (keys->exact == nullptr || values->exact == nullptr) return KVT_ERROR_INVALID_ARGUMENT;
-  const kvt_status status = encode(*keys, key_rows);
-  return status == KVT_OK ? encode(*values, value_rows) : status;
-}
-
-namespace {
-
-struct ListedLayer {
-  kvt_cuda_encode_args keys, values;
-  kvt_cuda_exact_rows exact;
-  const float* key_scale;
-};
-
-}  // namespace
-
-size_t kvt_cuda_append_list_bytes(uint32_t n_layers) { return n_layers * sizeof(ListedLayer); }
-
-kvt_status kvt_cuda_make_append_list(const kvt_cuda_encode_args* keys, const kvt_cuda_encode_args* values, const float* const* key_scales,
-                                     uint32_t n_layers, void* list) {
-  for (uint32_t i = 0; i < n_layers; ++i) {
-    if (keys[i].n_rows != keys->n_rows || keys[i].src_type != KVT_CUDA_F16 || values[i].src_type != KVT_CUDA_F16) {
-      return KVT_ERROR_INVALID_ARGUMENT;
-    }
-    const ListedLayer layer{keys[i], values[i], *keys[i].exact, keys[i].key_mean != nullptr ? key_scales[i] : nullptr};
-    std::memcpy(static_cast<char*>(list) + i * sizeof(layer), &layer, sizeof(layer));
-  }
-  return KVT_OK;
-}
-
-kvt_status kvt_cuda_append_layers(const kvt_cuda_encode_args*, uint32_t n_layers, const void* list, const void* device_list, kvt_cuda_stream) {
-  if (std::memcmp(list, device_list, n_layers * sizeof(ListedLayer)) != 0) return KVT_ERROR_INVALID_ARGUMENT;
-  for (uint32_t i = 0; i < n_layers; ++i) {
-    ListedLayer layer;
-    std::memcpy(&layer, static_cast<const char*>(device_list) + i * sizeof(layer), sizeof(layer));
-    layer.keys.exact = &layer.exact;
-    if (layer.key_scale != nullptr && kvt_cuda_begin_means(&layer.keys, layer.key_scale, nullptr) != KVT_OK) return KVT_ERROR_INVALID_ARGUMENT;
-    layer.keys.exact = layer.values.exact = nullptr;
-    if (encode(layer.keys, nullptr) != KVT_OK || encode(layer.values, nullptr) != KVT_OK) return KVT_ERROR_INVALID_ARGUMENT;
   }
   return KVT_OK;
 }

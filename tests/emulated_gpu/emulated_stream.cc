@@ -27,23 +27,6 @@ bool GpuStream::copy_to_host(void* dst, const void* src, size_t src_stride, size
   return true;
 }
 
-bool GpuStream::stage(const StagedPieces& pieces) {
-  for (const StagedPiece& piece : pieces.piece) {
-    const size_t row_bytes = piece.n[0] * sizeof(uint32_t);
-    char* to = pieces.slots + *pieces.number * pieces.slot_bytes + piece.offset;
-    for (uint32_t row = 0; row < piece.n[1] * piece.n[2] * piece.n[3]; ++row) {
-      const uint32_t rest = row / piece.n[1];
-      std::memcpy(to + row * row_bytes, static_cast<const char*>(piece.src) + row % piece.n[1] * piece.stride[0] +
-                  rest % piece.n[2] * piece.stride[1] + rest / piece.n[2] * piece.stride[2], row_bytes);
-    }
-  }
-  return true;
-}
-bool GpuStream::add_one(uint32_t* number) {
-  ++*number;
-  return true;
-}
-
 bool GpuStream::begin_capture() { return false; }
 bool GpuStream::end_capture() { return false; }
 bool GpuStream::has_graph() const { return false; }
