@@ -76,24 +76,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (v_valid) FUZZ_CHECK(all_finite(values));
 
   std::vector<float> out(n_group * d_v);
-  kvt_attention a{};
-  a.struct_size = sizeof a;
-  a.n_streams = a.n_kv_heads = a.n_queries = 1;
-  a.n_group = n_group;
-  a.n_cells = n_cells;
-  a.k_pages = k.get();
-  a.k_page_stride = k_bytes;
-  a.v_pages = v.get();
-  a.v_page_stride = v_bytes;
-  a.q = q.data();
-  a.q_head_stride = d_k * sizeof(float);
+  kvt_attention a = kvt_fuzz::one_head(owner, k.get(), v.get(), n_cells, q.data(), n_group, 1);
   if (flags & 4) {
     a.mask = mask.data();
   }
   a.scale = 0.1f;
   a.logit_softcap = flags & 8 ? 30.0f : 0.0f;
   a.out = out.data();
-  a.out_head_stride = d_v * sizeof(float);
   // The reference is the slowest by far: one input in eight.
   owner->kernels = table % 8 == 7 ? kvt_fuzz::tables().reference : kvt_fuzz::other_table(table / 8);
   FUZZ_CHECK(kvt_fuzz::attend(owner, a) == KVT_OK);

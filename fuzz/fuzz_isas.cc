@@ -60,25 +60,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto [k, v] = write_pages(other);
   if ((flags & 0x1C) == 0x1C) FUZZ_CHECK(write_pages(kvt_fuzz::tables().reference) == std::pair(k, v));
 
-  kvt_attention a{};
-  a.struct_size = sizeof a;
-  a.n_streams = a.n_kv_heads = 1;
-  a.n_group = n_group;
-  a.n_queries = n_queries;
-  a.n_cells = n_cells;
-  a.k_pages = k.data();
-  a.k_page_stride = k_bytes;
-  a.v_pages = v.data();
-  a.v_page_stride = v_bytes;
-  a.q = q.data();
-  a.q_head_stride = d_k * sizeof(float);
-  a.q_query_stride = n_group * a.q_head_stride;
+  kvt_attention a = kvt_fuzz::one_head(owner, k.data(), v.data(), n_cells, q.data(), n_group, n_queries);
   if (flags & 1) a.mask = mask.data();
   a.mask_query_stride = n_cells * sizeof(uint16_t);
   a.scale = 0.125f;
   a.logit_softcap = flags & 2 ? 30.0f : 0.0f;
-  a.out_head_stride = d_v * sizeof(float);
-  a.out_query_stride = n_group * a.out_head_stride;
   const auto attend = [&](const kvt::cpu::KernelTable* kernels) {
     std::vector<float> out(n_rows * d_v);
     owner->kernels = kernels;

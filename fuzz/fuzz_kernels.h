@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 
+#include "api/codec_object.h"
 #include "cpu/kernel_select.h"
 #include "fuzz_input.h"
 
@@ -44,6 +45,27 @@ inline uint8_t* workspace(size_t bytes) {
     std::memset(memory.get(), 0, 64);
   }
   return memory.get();
+}
+
+// One stream and kv head; rows of q, and of what will be out, lie one behind the other.
+inline kvt_attention one_head(const kvt_codec* codec, const uint8_t* k_pages, const uint8_t* v_pages, uint32_t n_cells, const float* q,
+                              uint32_t n_group, uint32_t n_queries) {
+  kvt_attention a{};
+  a.struct_size = sizeof a;
+  a.n_streams = a.n_kv_heads = 1;
+  a.n_group = n_group;
+  a.n_queries = n_queries;
+  a.n_cells = n_cells;
+  a.k_pages = k_pages;
+  a.k_page_stride = codec->key.page_bytes;
+  a.v_pages = v_pages;
+  a.v_page_stride = codec->value.page_bytes;
+  a.q = q;
+  a.q_head_stride = codec->key.head_dim * sizeof(float);
+  a.q_query_stride = n_group * a.q_head_stride;
+  a.out_head_stride = codec->value.head_dim * sizeof(float);
+  a.out_query_stride = n_group * a.out_head_stride;
+  return a;
 }
 
 // kvt_attend by one thread.

@@ -24,27 +24,22 @@ target_include_directories(key_means_test PRIVATE ${PROJECT_SOURCE_DIR}/plugin $
 target_link_libraries(key_means_test PRIVATE kvturbo_warnings GTest::gtest_main)
 add_test(NAME plugin.key_means COMMAND key_means_test)
 
-# In a bare ggml: API 3 from the host, API 2 from the folder of an older one.
+# In a bare ggml; the plug-in of a target, and variables for it.
+function(kvturbo_add_graph_test name folder plugin)
+  add_test(NAME ${name} COMMAND plugin_graph_test)
+  set_tests_properties(${name} PROPERTIES
+    SKIP_RETURN_CODE 77
+    TIMEOUT 120
+    ENVIRONMENT "TEST_GGML_DIR=${folder};TEST_PLUGIN=$<TARGET_FILE:${plugin}>;${ARGN}")
+endfunction()
+set(unconditioned KVTURBO_CONDITION=off KVTURBO_SINKS=0)
+
+# API 3 from the host, API 2 from the folder of an older one. Then with conditioning and exact rows, as by default.
 foreach(codec f16 hybrid scalar43 k4v3 k3v3 k8v4)
-  foreach(api 3 2)
-    if(api EQUAL 3)
-      set(folder "${KVTURBO_HOST_BIN}")
-    else()
-      set(folder "${KVTURBO_GGML2_DIR}")
-    endif()
-    add_test(NAME plugin.graph.api${api}.${codec} COMMAND plugin_graph_test)
-    set_tests_properties(plugin.graph.api${api}.${codec} PROPERTIES
-      SKIP_RETURN_CODE 77
-      TIMEOUT 120
-      ENVIRONMENT "TEST_GGML_DIR=${folder};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=${codec};KVTURBO_CONDITION=off;KVTURBO_SINKS=0")
-  endforeach()
+  kvturbo_add_graph_test(plugin.graph.api3.${codec} "${KVTURBO_HOST_BIN}" ggml-kvturbo KVTURBO_CODEC=${codec} ${unconditioned})
+  kvturbo_add_graph_test(plugin.graph.api2.${codec} "${KVTURBO_GGML2_DIR}" ggml-kvturbo KVTURBO_CODEC=${codec} ${unconditioned})
 endforeach()
-# With conditioning and exact rows, as by default.
-add_test(NAME plugin.graph.conditioned COMMAND plugin_graph_test)
-set_tests_properties(plugin.graph.conditioned PROPERTIES
-  SKIP_RETURN_CODE 77
-  TIMEOUT 120
-  ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo>;KVTURBO_CODEC=k4v3")
+kvturbo_add_graph_test(plugin.graph.conditioned "${KVTURBO_HOST_BIN}" ggml-kvturbo KVTURBO_CODEC=k4v3)
 
 # The GPU half of the plug-in, on a GPU that is emulated by the CPU.
 kvturbo_add_plugin(ggml-kvturbo-emulated ${CMAKE_CURRENT_LIST_DIR}/emulated_gpu/emulated_stream.cc
@@ -52,17 +47,9 @@ kvturbo_add_plugin(ggml-kvturbo-emulated ${CMAKE_CURRENT_LIST_DIR}/emulated_gpu/
 target_link_libraries(ggml-kvturbo-emulated PRIVATE kvturbo_plugin_gpu_objects)
 add_dependencies(plugin_graph_test ggml-kvturbo-emulated)
 foreach(codec f16 hybrid scalar43 k4v3)
-  add_test(NAME plugin.gpu_graph.${codec} COMMAND plugin_graph_test)
-  set_tests_properties(plugin.gpu_graph.${codec} PROPERTIES
-    SKIP_RETURN_CODE 77
-    TIMEOUT 120
-    ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo-emulated>;KVTURBO_CODEC=${codec};KVTURBO_CONDITION=off;KVTURBO_SINKS=0")
+  kvturbo_add_graph_test(plugin.gpu_graph.${codec} "${KVTURBO_HOST_BIN}" ggml-kvturbo-emulated KVTURBO_CODEC=${codec} ${unconditioned})
 endforeach()
-add_test(NAME plugin.gpu_graph.conditioned COMMAND plugin_graph_test)
-set_tests_properties(plugin.gpu_graph.conditioned PROPERTIES
-  SKIP_RETURN_CODE 77
-  TIMEOUT 120
-  ENVIRONMENT "TEST_GGML_DIR=${KVTURBO_HOST_BIN};TEST_PLUGIN=$<TARGET_FILE:ggml-kvturbo-emulated>;KVTURBO_CODEC=k4v3")
+kvturbo_add_graph_test(plugin.gpu_graph.conditioned "${KVTURBO_HOST_BIN}" ggml-kvturbo-emulated KVTURBO_CODEC=k4v3)
 
 # Every allocation of the plug-in fails; contexts, threads, fork, unloading.
 foreach(name no_memory life)

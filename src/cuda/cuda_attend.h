@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cuda/key_means.h"
+#include "cuda/cuda_key_means.h"
 #include "cuda/step_layout.h"
 #include "format/page_layout.h"
 #include "kvturbo/kvturbo_cuda.h"

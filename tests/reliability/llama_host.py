@@ -25,6 +25,12 @@ def setting(name):
     return value
 
 
+def skip_if_quick(why):
+    if "--quick" in sys.argv:
+        print(f"skipped: {why}")
+        sys.exit(SKIPPED)
+
+
 PLUGIN, HOST_BIN, MODEL, SOURCE = (setting(n) for n in ("TEST_PLUGIN", "TEST_HOST_BIN", "TEST_MODEL", "TEST_SOURCE"))
 
 

@@ -1,10 +1,9 @@
 """The plug-in under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer in a bare ggml. Builds in build/asan_plugin."""
 import os
 import subprocess
-import sys
 import tempfile
 
-from llama_host import HOST_BIN, PLUGIN, SOURCE, Checks, setting
+from llama_host import HOST_BIN, PLUGIN, SOURCE, Checks, setting, skip_if_quick
 
 
 def build_commands(checks, folder, configure, targets):
@@ -51,7 +50,5 @@ def main():
 
 
 if __name__ == "__main__":
-    if "--quick" in sys.argv:
-        print("skipped: builds take minutes")
-        sys.exit(77)
+    skip_if_quick("builds take minutes")
     main()

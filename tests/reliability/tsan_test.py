@@ -2,10 +2,9 @@
 false findings), and, for sequences and states, under the host's own libllama on that ggml. Builds in build/tsan and build/tsan_ggml."""
 import os
 import subprocess
-import sys
 import tempfile
 
-from llama_host import HOST_BIN, MODEL, PLUGIN, SOURCE, Checks, program, setting
+from llama_host import HOST_BIN, MODEL, PLUGIN, SOURCE, Checks, program, setting, skip_if_quick
 from sanitizers_test import build, build_commands, run
 
 
@@ -37,7 +36,5 @@ def main():
 
 
 if __name__ == "__main__":
-    if "--quick" in sys.argv:
-        print("skipped: builds take minutes")
-        sys.exit(77)
+    skip_if_quick("builds take minutes")
     main()
